@@ -1,0 +1,1 @@
+"""Recommendation data. Imports neither torch nor transformers."""

@@ -1,0 +1,126 @@
+"""What every loss sees."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Scores:
+    r"""
+    Log-probabilities of the completions of a batch of B prompts with up to K rejected completions each.
+
+    All tensors are floating point and in nats, but for the lengths (tokens) and the mask. Where a prompt has fewer than
+    K rejected completions, `rejected_mask` is `False` and the values of `rejected_*` are finite and without meaning.
+
+    Args:
+        chosen_logps (`torch.Tensor`):
+            log π_θ(y_w|x), summed over tokens. Shape (B,), or (B, K) under `ld_alpha`, where the weight of a token of the
+            chosen completion depends on the length of the rejected one that it is compared with.
+        rejected_logps (`torch.Tensor`):
+            log π_θ(y_i|x), summed over tokens, of shape (B, K).
+        ref_chosen_logps (`torch.Tensor`):
+            log π_ref(y_w|x), of the shape of `chosen_logps`.
+        ref_rejected_logps (`torch.Tensor`):
+            log π_ref(y_i|x), of shape (B, K).
+        chosen_lengths (`torch.Tensor`):
+            Number of tokens of each chosen completion, of shape (B,).
+        rejected_lengths (`torch.Tensor`):
+            Number of tokens of each rejected completion, of shape (B, K).
+        rejected_mask (`torch.Tensor`):
+            Which rejected completions there are, bool of shape (B, K), at least one in each row.
+        chosen_nll (`torch.Tensor`):
+            Mean of -log π_θ over the tokens of all chosen completions, a scalar.
+        weights (`torch.Tensor`, *optional*):
+            Weight of each pair under `use_weighting`, of shape (B, K), detached.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from trl_dmpo.losses import Scores
+
+    >>> scores = Scores(
+    ...     chosen_logps=torch.tensor([-4.0]),
+    ...     rejected_logps=torch.tensor([[-5.0, -6.0]]),
+    ...     ref_chosen_logps=torch.tensor([-5.0]),
+    ...     ref_rejected_logps=torch.tensor([[-5.0, -5.0]]),
+    ...     chosen_lengths=torch.tensor([2]),
+    ...     rejected_lengths=torch.tensor([[2, 3]]),
+    ...     rejected_mask=torch.tensor([[True, True]]),
+    ...     chosen_nll=torch.tensor(2.0),
+    ... )
+    >>> scores.chosen_logratios - scores.rejected_logratios
+    tensor([[1., 2.]])
+    ```
+    """
+
+    chosen_logps: torch.Tensor
+    rejected_logps: torch.Tensor
+    ref_chosen_logps: torch.Tensor
+    ref_rejected_logps: torch.Tensor
+    chosen_lengths: torch.Tensor
+    rejected_lengths: torch.Tensor
+    rejected_mask: torch.Tensor
+    chosen_nll: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    @property
+    def chosen_logratios(self) -> torch.Tensor:
+        """r(x, y_w) = log π_θ(y_w|x) - log π_ref(y_w|x), of shape (B, 1), or (B, K) under `ld_alpha`."""
+        logratios = self.chosen_logps - self.ref_chosen_logps
+        return logratios if logratios.dim() == 2 else logratios.unsqueeze(1)
+
+    @property
+    def rejected_logratios(self) -> torch.Tensor:
+        """r(x, y_i) = log π_θ(y_i|x) - log π_ref(y_i|x), of shape (B, K)."""
+        return self.rejected_logps - self.ref_rejected_logps
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of `values` (B, K), or (B, 1), over the rejected completions that there are, of shape (B,)."""
+        mask = self.rejected_mask
+        return values.expand_as(mask).masked_fill(~mask, 0).sum(1) / mask.sum(1)
+
+    def weighted(self, losses: torch.Tensor) -> torch.Tensor:
+        """`losses` (B,) times the mean weight of the pairs of each prompt, if there are weights."""
+        return losses if self.weights is None else losses * self.mean(self.weights)
+
+
+def margins(scores: Scores, config: Any) -> torch.Tensor:
+    """
+    How much more the policy has come to prefer the chosen completion than each rejected one, of shape (B, K).
+
+    Args:
+        scores ([`Scores`]):
+            Log-probabilities.
+        config ([`DMPOConfig`]):
+            `f_divergence_type` and `f_alpha_divergence_coef` are used.
+
+    Returns:
+        `torch.Tensor` of shape (B, K): f'(u_w) - f'(u_i), with u the ratio of policy to reference. For the reverse KL
+        divergence of DPO, r(x, y_w) - r(x, y_i).
+    """
+    return _divergence(scores.chosen_logratios, config) - _divergence(scores.rejected_logratios, config)
+
+
+def divergence_scores(scores: Scores, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two terms of [`margins`]: f'(u_w) of shape (B, 1) or (B, K), and f'(u_i) of shape (B, K)."""
+    return _divergence(scores.chosen_logratios, config), _divergence(scores.rejected_logratios, config)
+
+
+def _divergence(logratios: torch.Tensor, config: Any) -> torch.Tensor:
+    """f'(u) at u = exp(logratios), Table 1 of f-DPO (https://huggingface.co/papers/2309.16240), up to a constant."""
+    kind, alpha = config.f_divergence_type, config.f_alpha_divergence_coef
+    if kind == "forward_kl":
+        return 1 - torch.exp(-logratios)
+    if kind == "js_divergence":
+        return math.log(2) + F.logsigmoid(logratios)
+    if kind == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
+        # Beyond e^80 (e^11 in half precision) the ratio has no representation; TRL clamps there as well
+        limit = 11.0 if logratios.dtype == torch.float16 else 80.0
+        exponent = ((alpha - 1) * logratios.float()).clamp(max=limit)
+        return (torch.expm1(exponent) / (alpha - 1)).to(logratios.dtype)
+    return logratios

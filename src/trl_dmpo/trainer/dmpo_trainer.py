@@ -1,0 +1,490 @@
+# TRL's private hooks that this file overrides or reads are listed, with why, in `hooks.py`.
+
+import contextlib
+import textwrap
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.fingerprint import Hasher
+from transformers import (
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalPrediction
+from trl import DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
+
+from ..losses import LOSSES, Scores
+from ..losses.pairwise import PAIRWISE_LOSSES
+from .collator import DataCollatorForMultiPreference
+from .dmpo_config import DMPOConfig, loss_name
+from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, model_inputs, repeated_layout, unpack
+from .metrics import MeanMetrics, ranking_metrics
+from .sharing import measure_sharing, sharing_obstacle
+from .tokenization import prepare_dataset
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+logger = get_logger(__name__)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the collator the epoch before its data loader starts, so that a resumed run draws the same negatives."""
+
+    def __init__(self, epoch: torch.Tensor):
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.epoch.fill_(int(state.epoch or 0))
+
+
+class DMPOTrainer(DPOTrainer):
+    """
+    Trainer for Direct Multi-Preference Optimization (DMPO): one chosen completion against several rejected ones.
+
+    The method was introduced in [Finetuning Large Language Model for Personalized
+    Ranking](https://huggingface.co/papers/2405.16127). This class is a drop-in replacement for [`~trl.DPOTrainer`]: with
+    one rejected completion and `loss_type="sigmoid"` it trains the same model and logs the same values.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained, as for [`~trl.DPOTrainer`].
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference model. If `None`, the model as it is before training.
+        args ([`DMPOConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Function to form a batch from a list of examples. Will default to [`DataCollatorForMultiPreference`]; another
+            must return what that returns.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset to use for training. Its rows have a `"chosen"` completion, a list of `"rejected"` ones, whose length
+            may differ from row to row, and, unless implicit, a `"prompt"`; each text or a list of messages.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`, *optional*):
+            Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            Processing class used to process the data. If `None`, it is loaded from the model's name.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Function that computes metrics at evaluation. `predictions` are log-probabilities of completions, of shape
+            (rows, C), the chosen one first; `label_ids` of the same shape are 1 for the chosen completion, 0 for the
+            rejected ones and -100 where a row has fewer.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            List of callbacks to customize the training loop.
+        optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
+            A tuple containing the optimizer and the scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization configuration used when loading the model from a model identifier.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
+
+    Raises:
+        `ValueError`: a row breaks the contract, an option does not fit the model, or the dataset has images.
+        `FloatingPointError`: a loss is not finite; the message names the step, the rows and the term.
+
+    Example:
+
+    ```python
+    from datasets import Dataset
+    from trl_dmpo import DMPOConfig, DMPOTrainer
+
+    dataset = Dataset.from_list(
+        [{"prompt": "Watched: Alien. Next:", "chosen": " Aliens", "rejected": [" Heat", " Big", " Babe"]}]
+    )
+    trainer = DMPOTrainer(model="Qwen/Qwen3-0.6B", args=DMPOConfig("Qwen3-DMPO"), train_dataset=dataset)
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "dmpo"]
+    _name = "DMPO"
+    _paper = {
+        "title": "Finetuning Large Language Model for Personalized Ranking",
+        "id": "2405.16127",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{bai2024finetuning,
+                title        = {{Finetuning Large Language Model for Personalized Ranking}},
+                author       = {Zhuoxi Bai and Ning Wu and Fengyu Cai and Xinyi Zhu and Yun Xiong},
+                year         = 2024,
+                booktitle    = {Proceedings of the 33rd ACM International Conference on Information and Knowledge Management, CIKM 2024},
+                url          = {https://arxiv.org/abs/2405.16127},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
+        args: DMPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = DMPOConfig(f"{model_name.split('/')[-1]}-DMPO")
+        elif not isinstance(args, DMPOConfig):
+            raise TypeError(
+                f"`args` must be a `DMPOConfig`, got `{type(args).__name__}`. Rename it: the options are the same."
+            )
+        _refuse_images(train_dataset)
+
+        self._sharing_is_exact: bool | None = None  # not measured yet
+        self._pool_size: int | None = None
+        # TRL checks its own losses in `__init__` and does not know ours; to it, they pass for the loss of DPO
+        loss_type = args.loss_type
+        args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
+        try:
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        finally:
+            args.loss_type = loss_type
+        self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in loss_type]
+        self._adopt_collator()
+        # Training draws from the rejected completions of a row; precomputation and evaluation use all
+        self._train_collator = self.data_collator
+        if args.num_negatives is not None:
+            if not isinstance(self.data_collator, DataCollatorForMultiPreference):
+                raise ValueError(
+                    "`num_negatives` needs the default `data_collator`, which draws them. Leave one of them out."
+                )
+            self._train_collator = replace(self.data_collator, num_negatives=args.num_negatives)
+            self.add_callback(_EpochCallback(self._train_collator.epoch))
+
+    def _adopt_collator(self) -> None:
+        """Put our collator, with the settings of TRL's, in the place of TRL's, and decide on the layout by rule."""
+        if isinstance(self.data_collator, DataCollatorForPreference):
+            settings = {field.name: getattr(self.data_collator, field.name) for field in fields(self.data_collator)}
+            obstacle = self._sharing_obstacle() if self.args.prefix_sharing else None
+            if obstacle is not None:
+                self._refuse_sharing(obstacle)
+            shared = bool(self.args.prefix_sharing) and obstacle is None
+            self.data_collator = DataCollatorForMultiPreference(**settings, prefix_sharing=shared, seed=self.args.seed)
+
+    def _sharing_obstacle(self) -> str | None:
+        if self._is_vlm:
+            return "vision-language models place tokens in ways of their own"
+        if self.aux_loss_enabled:
+            return "the auxiliary loss of a mixture of experts counts every token, also those of a repeated prompt"
+        models = (
+            [self.model] if self.ref_model is None else [self.model, self.accelerator.unwrap_model(self.ref_model)]
+        )
+        return next((obstacle for obstacle in map(sharing_obstacle, models) if obstacle is not None), None)
+
+    def _refuse_sharing(self, reason: str) -> None:
+        if self.args.prefix_sharing is True:
+            raise ValueError(
+                f"`prefix_sharing=True`, but sharing prompts is not exact here: {reason}. Set `prefix_sharing='auto'` to "
+                "run the prompt once for every completion instead."
+            )
+        logger.warning(f"Prompts are not shared, each is run once for every completion: {reason}.")
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: DMPOConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        keeps_start = args.max_length is not None and args.truncation_mode == "keep_start"
+        with global_then_local_main_first():
+            return prepare_dataset(
+                dataset,
+                dataset_name,
+                processing_class,
+                eos_token=self._tokenizer.eos_token,
+                max_prompt_length=args.max_length - 1 if keeps_start else None,
+                on_invalid_row=args.on_invalid_row,
+                num_proc=args.dataset_num_proc,
+            )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "row_index" not in self._signature_columns:
+            self._signature_columns.append("row_index")
+
+    def get_train_dataloader(self):
+        collator, self.data_collator = self.data_collator, self._train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if isinstance(dataset, IterableDataset):
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # says that it cannot
+        self._adopt_collator()
+        model_hash, args = self._precompute_model_hash, self.args
+        # TRL reuses a cached file by the hash of the model: it must not be one of other settings
+        self._precompute_model_hash = Hasher.hash((model_hash, args.max_length, args.truncation_mode, args.ld_alpha))
+        # TRL concatenates the values of all batches: pad every row to the same number of rejected completions
+        self._pool_size = max(map(len, dataset.select_columns("rejected_ids")["rejected_ids"]))
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash, self._pool_size = model_hash, None
+
+    def _decide_layout(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs`, in the repeated layout if that is what it takes to be exact. Measures on the first shared batch."""
+        if not is_shared(inputs):
+            return inputs
+        if self._sharing_is_exact is None:
+            self._measure_sharing(model, inputs)
+        if self._sharing_is_exact:
+            return inputs
+        # Laid out before the verdict, by a worker of the data loader
+        return {key: inputs[key] for key in inputs if key not in LAYOUT_KEYS} | self._repeat(unpack(inputs))
+
+    def _repeat(self, rows: list[list[Candidate]], pad_to_multiple_of: int | None = None) -> dict[str, Any]:
+        return self._prepare_inputs(repeated_layout(rows, self._tokenizer.pad_token_id, pad_to_multiple_of))
+
+    def _measure_sharing(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
+        was_training = model.training
+        model.eval()  # dropout differs between any two passes
+        try:
+            with self._no_grad():
+                measured = measure_sharing(inputs, partial(self._token_logps, model), self._repeat, dtype)
+        finally:
+            model.train(was_training)
+        verdict = torch.tensor([measured.exact], device=self.accelerator.device)
+        self._sharing_is_exact = bool(self.accelerator.gather(verdict).all())  # the same on all processes
+        if not self._sharing_is_exact:
+            for collator in (self.data_collator, getattr(self, "_train_collator", None)):
+                if isinstance(collator, DataCollatorForMultiPreference):
+                    collator.prefix_sharing = False
+            self._refuse_sharing(f"on the first batch, {measured.describe()}")
+
+    @contextlib.contextmanager
+    def _no_grad(self):
+        # Calling the model inside `no_grad` with reentrant checkpointing triggers a harmless warning of PyTorch
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self.accelerator.autocast(),
+        ):
+            yield
+
+    def _forward(self, model: torch.nn.Module, inputs: dict[str, Any], **kwargs) -> Any:
+        """Per-token outputs of TRL's fused LM head, in either layout."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        batch = model_inputs(inputs, unwrapped.config, unwrapped.dtype)
+        return model(**batch, use_cache=False, fused_lm_head=True, **kwargs)
+
+    def _token_logps(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities of the tokens of each completion, of shape (B, C, L)."""
+        return gather_completions(self._forward(model, inputs).log_probs, inputs)
+
+    def _completion_logps(self, token_logps: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Log-probabilities of the chosen, (B,), and the rejected completions, (B, K).
+
+        Under `ld_alpha` those of the chosen are (B, K): beyond the length that both completions of a pair have, tokens
+        count only α ([LD-DPO](https://huggingface.co/papers/2409.06411)).
+        """
+        if self.ld_alpha is None:
+            chosen, rejected = token_logps.sum(-1).split([1, token_logps.size(1) - 1], dim=1)
+            return chosen.squeeze(1), rejected
+        both = torch.minimum(lengths[:, :1], lengths[:, 1:]).unsqueeze(-1)
+        counts_fully = torch.arange(token_logps.size(2), device=lengths.device) < both
+        weights = torch.where(counts_fully, 1.0, self.ld_alpha)
+        return (token_logps[:, :1] * weights).sum(-1), (token_logps[:, 1:] * weights).sum(-1)
+
+    def compute_ref_log_probs(
+        self, model: torch.nn.Module, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes reference log probabilities of the chosen, (B,), and the rejected completions, (B, K), of a batch."""
+        adapter = contextlib.nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            # A new adapter is turned off; of a pretrained one, a copy was kept as "ref"
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        inputs = self._decide_layout(model, inputs)
+        with self._no_grad(), adapter:
+            token_logps = self._token_logps(model, inputs)
+        if self._pool_size is not None:
+            missing = self._pool_size + 1 - token_logps.size(1)
+            token_logps = F.pad(token_logps, (0, 0, 0, missing))
+            inputs = {"completion_lengths": F.pad(inputs["completion_lengths"], (0, missing))}
+        return self._completion_logps(token_logps, inputs["completion_lengths"])
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        inputs = self._decide_layout(model, inputs)
+        # MoE models: request router logits so that the model returns `outputs.aux_loss`
+        outputs = self._forward(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
+        if self.precompute_ref_logps:
+            ref_logps = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            ref_logps = self.compute_ref_log_probs(
+                self.ref_model if self.ref_model is not None else self.model, inputs
+            )
+        scores, token_logps = self._scores(outputs, inputs, *ref_logps)
+        terms = {
+            loss_name(name): loss(scores, self.args)
+            for name, loss in zip(self.args.loss_type, self.losses, strict=True)
+        }
+        loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms.values(), strict=True))
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        self._log_metrics(loss, terms, scores, token_logps, outputs, inputs)
+        if not return_outputs:
+            return loss
+        return loss, {"logps": token_logps.sum(-1), "mask": inputs["completion_lengths"] > 0}
+
+    def _scores(
+        self, outputs: Any, inputs: dict[str, Any], ref_chosen_logps: torch.Tensor, ref_rejected_logps: torch.Tensor
+    ) -> tuple[Scores, torch.Tensor]:
+        """What the losses see, and the log-probability of each token, (B, C, L)."""
+        token_logps = gather_completions(outputs.log_probs, inputs)
+        lengths = inputs["completion_lengths"]
+        count = lengths.size(1) - 1
+        scored = (inputs["completion_positions"] >= 0).sum(-1)
+        weights = None
+        if self.use_weighting:
+            # Eq (2) of the WPO paper: https://huggingface.co/papers/2406.11827
+            aligned = (token_logps - gather_completions(outputs.log_sum_sq_probs, inputs)).detach()
+            weights = (aligned.sum(-1) / scored.clamp(min=1)).exp()
+            weights = weights[:, :1] * weights[:, 1:]
+        chosen_logps, rejected_logps = self._completion_logps(token_logps, lengths)
+        scores = Scores(
+            chosen_logps=chosen_logps,
+            rejected_logps=rejected_logps,
+            # Precomputed references are padded to the longest pool of the dataset
+            ref_chosen_logps=ref_chosen_logps[:, :count] if ref_chosen_logps.dim() == 2 else ref_chosen_logps,
+            ref_rejected_logps=ref_rejected_logps[:, :count],
+            chosen_lengths=lengths[:, 0],
+            rejected_lengths=lengths[:, 1:],
+            rejected_mask=lengths[:, 1:] > 0,
+            chosen_nll=-token_logps[:, 0].sum() / scored[:, 0].sum(),
+            weights=weights,
+        )
+        return scores, token_logps
+
+    def _log_metrics(
+        self,
+        loss: torch.Tensor,
+        terms: dict[str, torch.Tensor],
+        scores: Scores,
+        token_logps: torch.Tensor,
+        outputs: Any,
+        inputs: dict[str, Any],
+    ) -> None:
+        mode = "train" if self.model.training else "eval"
+        tokens = inputs["completion_positions"] >= 0
+        metrics = MeanMetrics()
+        metrics.add("finite", torch.isfinite(loss))
+        metrics.add("num_tokens", inputs["attention_mask"].sum())
+        if self.aux_loss_enabled:
+            metrics.add("aux_loss", outputs.aux_loss)
+        metrics.add("entropy", gather_completions(outputs.entropy, inputs), tokens)
+        mean_logits = gather_completions(outputs.mean_logits, inputs)
+        metrics.add("logits/chosen", mean_logits[:, 0], tokens[:, 0])
+        metrics.add("logits/rejected", mean_logits[:, 1:], tokens[:, 1:])
+        metrics.add("mean_token_accuracy", gather_completions(outputs.is_top1, inputs)[:, 0], tokens[:, 0])
+        chosen, rejected = self.beta * scores.chosen_logratios, self.beta * scores.rejected_logratios
+        metrics.add("rewards/chosen", scores.mean(chosen))
+        metrics.add("rewards/rejected", scores.mean(rejected))
+        metrics.add("rewards/accuracies", scores.mean((chosen > rejected).float()))
+        metrics.add("rewards/margins", scores.mean(chosen - rejected))
+        metrics.add("logps/chosen", scores.chosen_logps)
+        metrics.add("logps/rejected", scores.mean(scores.rejected_logps))
+        ranking = ranking_metrics(token_logps.sum(-1), inputs["completion_lengths"] > 0, self.args.ranking_k)
+        for name, values in ranking.items():
+            metrics.add(name, values)
+
+        means = metrics.reduce(self.accelerator)
+        if means.pop("finite") < 1:
+            raise FloatingPointError(self._describe_non_finite(loss, terms, scores, inputs))
+        num_tokens = round(means.pop("num_tokens") * self.accelerator.num_processes)
+        if mode == "train":
+            self._total_train_tokens += num_tokens // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        for name, value in means.items():
+            self._metrics[mode][name].append(value)
+
+    def _describe_non_finite(
+        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], scores: Scores, inputs: dict[str, Any]
+    ) -> str:
+        parts = {
+            "policy log-probabilities of the chosen completion": scores.chosen_logps,
+            "policy log-probabilities of the rejected completions": scores.rejected_logps,
+            "reference log-probabilities of the chosen completion": scores.ref_chosen_logps,
+            "reference log-probabilities of the rejected completions": scores.ref_rejected_logps,
+            **{f"loss {name!r}": term for name, term in terms.items()},
+        }
+        rows = inputs.get("row_index", torch.arange(len(scores.rejected_mask))).tolist()
+        found = []
+        for name, values in parts.items():
+            bad = ~torch.isfinite(values.detach()).reshape(len(rows), -1).all(1)
+            if bad.any():
+                found.append(
+                    f"{name} of rows {[row for row, is_bad in zip(rows, bad.tolist(), strict=True) if is_bad]}"
+                )
+        where = "; ".join(found) or "none of its terms in this process: another process's, or the auxiliary loss"
+        return (
+            f"The loss at step {self.state.global_step} is {loss.item()}. Not finite: {where}. The rows of the batch are "
+            f"{rows}. If the log-probabilities are not finite, the weights are not: lower `learning_rate`, set "
+            "`max_grad_norm`, or train in bfloat16 or float32 instead of float16."
+        )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        logps, mask = outputs["logps"], outputs["mask"]
+        labels = torch.zeros_like(mask, dtype=torch.long)
+        labels[:, 0] = 1
+        # -100 is what `Trainer` pads with where batches differ in their number of completions
+        return loss, logps.masked_fill(~mask, -100), labels.masked_fill(~mask, -100)
+
+
+def _refuse_images(dataset: Any) -> None:
+    if isinstance(dataset, (Dataset, IterableDataset)):
+        columns = {"image", "images"} & set(next(iter(dataset), {}))
+        if columns:
+            raise ValueError(
+                f"`train_dataset` has the column {columns.pop()!r}: datasets with images are not supported yet. Remove the "
+                "column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
+            )

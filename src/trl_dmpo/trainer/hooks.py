@@ -1,0 +1,93 @@
+"""
+Every private name of TRL that this package touches, and why.
+
+This is the only list. A contract test checks it against the lowest and the newest supported TRL, and importing the
+trainer checks it against the installed one.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+
+SUPPORTED_TRL = ">=1.15,<2"
+
+# Overridden, called or read on `DPOTrainer`
+TRAINER_HOOKS = {
+    "_prepare_dataset": "overridden: rows with K rejected completions are checked and tokenized",
+    "_set_signature_columns_if_needed": "overridden: keeps the index of a row, for errors and drawn negatives",
+    "_precompute_ref_logps": "overridden: K differs from row to row; calls the original with padded rows",
+    "compute_ref_log_probs": "overridden: K per prompt, either layout; TRL's precomputation calls it",
+    "_compute_loss": "overridden: the multi-negative loss",
+    "prediction_step": "overridden: `compute_metrics` gets log-probabilities instead of logits",
+    "get_train_dataloader": "overridden: negatives are drawn in training only",
+}
+
+# Attributes that `DPOTrainer.__init__` sets and that are read here
+TRAINER_ATTRIBUTES = {
+    "_tokenizer": "the tokenizer, also when the processing class is a processor",
+    "_is_vlm": "a processor was given: prompts are not shared",
+    "_metrics": "where the metrics of a step are collected for `log`",
+    "_total_train_tokens": "running count behind `num_tokens`",
+    "_tp_size": "tensor-parallel ranks see the same tokens",
+    "aux_loss_enabled": "a mixture of experts with an auxiliary loss",
+    "router_aux_loss_coef": "its coefficient",
+    "precompute_ref_logps": "the reference comes with the batch",
+    "loss_weights": "weights of a mixture of losses",
+    "ld_alpha": "LD-DPO's α",
+    "use_weighting": "WPO's weights",
+}
+
+# Functions and classes imported from modules that TRL does not document
+FUNCTIONS = {
+    "trl.data_utils._tokenize": "text and messages to token ids, as TRL does",
+    "trl.data_utils.common_prefix_length": "where a completion starts when tokens merge across the prompt's end",
+    "trl.data_utils.extract_prompt": "the implicit prompt of a pair",
+    "trl.data_utils.is_conversational": "text or messages",
+    "trl.models.utils.disable_gradient_checkpointing": "the reference forward",
+    "trl.trainer.dpo_trainer.DataCollatorForPreference": "the collator that ours takes the place of",
+    "trl.trainer.utils.get_config_model_id": "name of the default output folder",
+    "trl.trainer.utils.global_then_local_main_first": "one process prepares a dataset, the others read its cache",
+    "trl.trainer.utils.use_adapter": "the reference of a PEFT model",
+}
+
+
+def missing_hooks() -> list[str]:
+    """Names of the hooks that the installed TRL lacks."""
+    from trl import DPOTrainer
+
+    missing = [f"trl.DPOTrainer.{name}" for name in TRAINER_HOOKS if not hasattr(DPOTrainer, name)]
+    initializer = DPOTrainer.__init__.__code__
+    missing += [f"trl.DPOTrainer().{name}" for name in TRAINER_ATTRIBUTES if name not in initializer.co_names]
+    for path in FUNCTIONS:
+        module, name = path.rsplit(".", 1)
+        try:
+            if not hasattr(import_module(module), name):
+                missing.append(path)
+        except ImportError:
+            missing.append(path)
+    return missing
+
+
+def require_supported_trl() -> None:
+    """
+    Check the installed TRL.
+
+    Raises:
+        `ImportError`: TRL is absent, of an unsupported version, or lacks a hook; the message names both versions.
+    """
+    try:
+        installed = version("trl")
+    except PackageNotFoundError:
+        raise ImportError(
+            f"trl-dmpo extends TRL, which is not installed: `pip install 'trl{SUPPORTED_TRL}'`."
+        ) from None
+    supported = SpecifierSet(SUPPORTED_TRL).contains(installed, prereleases=True)
+    missing = missing_hooks() if supported else []
+    if missing or not supported:
+        lacks = f", which lacks {', '.join(missing)}" if missing else ""
+        raise ImportError(
+            f"trl-dmpo supports trl{SUPPORTED_TRL}, but trl=={installed} is installed{lacks}. "
+            f"`pip install 'trl{SUPPORTED_TRL}'`, or a trl-dmpo that supports it."
+        )

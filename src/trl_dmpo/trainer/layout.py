@@ -1,0 +1,381 @@
+"""
+How K+1 completions of one prompt become tensors, and which token may see which.
+
+A batch comes in one of two layouts, and what scores it does not know which one ran: it reads the per-token outputs of
+the model at `completion_positions`; everything else in the batch is for the model alone.
+
+- *shared*: one row of tokens per prompt, a tree of [`Segment`]s. What the completions have in common is computed once.
+- *repeated*: one row of tokens per completion, ordinary causal attention.
+
+N is the number of completions in the batch, B of prompts, C of candidates (the chosen one and the rejected ones) of the
+prompt that has most, L of tokens of the longest completion, R and T of rows and columns of `input_ids`.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+IGNORE_INDEX = -100
+
+# What is in a batch for the model, and differs between the layouts; `completion_positions` points into it
+LAYOUT_KEYS = ("input_ids", "attention_mask", "position_ids", "subtree_end", "targets")
+
+
+class Candidate(NamedTuple):
+    """
+    One completion and the prompt it is scored after, as token ids, truncated.
+
+    Args:
+        prompt (`Sequence[int]`):
+            The prompt. May be empty: then nothing predicts the first token of the completion, and it is not scored.
+        completion (`Sequence[int]`):
+            The completion.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+
+
+class Segment(NamedTuple):
+    """
+    A node of a tree of tokens.
+
+    A position sees its own segment up to itself, and all segments on the path to the root. Every position predicts
+    exactly one next token, so where a path forks, the token before the fork heads each branch instead of ending the
+    trunk: for one prompt, `prompt[:-1]` is the trunk and `prompt[-1:] + completion[:-1]` the branches.
+
+    Args:
+        ids (`Sequence[int]`):
+            Token ids of the segment.
+        parent (`int`):
+            Index of the parent in the list of segments, which must come before it; -1 for a root.
+        targets (`Sequence[int]`, *optional*):
+            For each of `ids`, the token that it predicts. `None` if nothing in this segment is scored.
+        candidate (`int`, *optional*):
+            Which candidate of the prompt `targets` belongs to.
+        first_target (`int`, *optional*, defaults to `0`):
+            Index of `targets[0]` in the completion of that candidate.
+    """
+
+    ids: Sequence[int]
+    parent: int
+    targets: Sequence[int] | None = None
+    candidate: int = -1
+    first_target: int = 0
+
+
+def star(candidates: Sequence[Candidate]) -> list[Segment]:
+    """
+    Segments of the candidates of one prompt, in depth-first order: a trunk, then a branch for each candidate.
+
+    Candidates whose prompts differ (truncation from the left cuts more of the prompt in front of a longer completion)
+    get a trunk for each prompt.
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.trainer.layout import Candidate, star
+
+    >>> for segment in star([Candidate([1, 2, 3], [4, 5]), Candidate([1, 2, 3], [6])]):
+    ...     print(segment)
+    Segment(ids=[1, 2], parent=-1, targets=None, candidate=-1, first_target=0)
+    Segment(ids=[3, 4], parent=0, targets=[4, 5], candidate=0, first_target=0)
+    Segment(ids=[3], parent=0, targets=[6], candidate=1, first_target=0)
+    ```
+    """
+    segments: list[Segment] = []
+    order = sorted(range(len(candidates)), key=lambda index: len(candidates[index].prompt))
+    for prompt, group in groupby(order, key=lambda index: candidates[index].prompt):
+        trunk, head = prompt[:-1], prompt[-1:]
+        parent = -1
+        if trunk:
+            parent = len(segments)
+            segments.append(Segment(trunk, -1))
+        for index in group:
+            completion = candidates[index].completion
+            unscored = 0 if prompt else 1
+            ids = [*head, *completion[:-1]]
+            segments.append(Segment(ids, parent, completion[unscored:], index, unscored))
+    return segments
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, multiple_of: int | None = None) -> np.ndarray:
+    width = max((len(row) for row in rows), default=0)
+    if multiple_of is not None:
+        width = -(-width // multiple_of) * multiple_of
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return out
+
+
+class _Span(NamedTuple):
+    """Where the scored tokens of a completion are predicted: `length` positions of a row of `targets`, from `start`."""
+
+    prompt: int
+    candidate: int
+    first_target: int
+    row: int
+    start: int
+    length: int
+
+
+def _completions(rows: Sequence[Sequence[Candidate]], spans: Sequence[_Span], width: int) -> dict[str, torch.Tensor]:
+    """The part of a batch that losses and metrics read, whatever the layout."""
+    lengths = _padded([[len(candidate.completion) for candidate in row] for row in rows], 0)
+    positions = np.full((*lengths.shape, int(lengths.max(initial=0))), -1, dtype=np.int64)
+    for prompt, candidate, first, row, start, length in spans:
+        positions[prompt, candidate, first : first + length] = np.arange(length) + row * width + start
+    return {"completion_lengths": torch.from_numpy(lengths), "completion_positions": torch.from_numpy(positions)}
+
+
+def shared_layout(
+    rows: Sequence[Sequence[Candidate]], pad_token_id: int, pad_to_multiple_of: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Lay out the candidates of each prompt as one row of tokens, a tree of segments.
+
+    Args:
+        rows (`Sequence[Sequence[Candidate]]`):
+            For each prompt, its candidates, the chosen one first.
+        pad_token_id (`int`):
+            Token id of the padding. It is never seen and never scored, so it may be any token.
+        pad_to_multiple_of (`int`, *optional*):
+            If set, the rows are padded to a multiple of this length.
+
+    Returns:
+        `dict[str, torch.Tensor]` of int64 tensors:
+        - `completion_lengths` (B, C): tokens of each completion; 0 where a prompt has fewer candidates.
+        - `completion_positions` (B, C, L): where each token of a completion is predicted, an index into the flattened
+          `targets`; -1 where there is none.
+        - `input_ids`, `attention_mask` (1 for a token, 0 for padding), `position_ids` (R, T), with R = B.
+        - `targets` (R, T): the token that each position predicts, -100 where nothing is scored.
+        - `subtree_end` (R, T): a position sees an earlier one j if it lies before `subtree_end[j]`.
+    """
+    input_ids, position_ids, targets, subtree_end, spans = [], [], [], [], []
+    for row, candidates in enumerate(rows):
+        segments = star(candidates)
+        starts, depths, ends = _flatten(segments)
+        input_ids.append([token for segment in segments for token in segment.ids])
+        position_ids.append(
+            [
+                depth + offset
+                for segment, depth in zip(segments, depths, strict=True)
+                for offset in range(len(segment.ids))
+            ]
+        )
+        subtree_end.append([end for segment, end in zip(segments, ends, strict=True) for _ in segment.ids])
+        targets.append(
+            [target for segment in segments for target in segment.targets or [IGNORE_INDEX] * len(segment.ids)]
+        )
+        spans += [
+            _Span(row, segment.candidate, segment.first_target, row, start, len(segment.ids))
+            for segment, start in zip(segments, starts, strict=True)
+            if segment.targets is not None
+        ]
+
+    ids = _padded(input_ids, pad_token_id, pad_to_multiple_of)
+    width = ids.shape[1]
+    # A padding position is a tree of its own: it sees itself alone, so that no softmax runs over nothing
+    ends_padded = np.tile(np.arange(1, width + 1), (len(rows), 1))
+    for row, end in enumerate(subtree_end):
+        ends_padded[row, : len(end)] = end
+    return {
+        **_completions(rows, spans, width),
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(_padded([[1] * len(row) for row in input_ids], 0, pad_to_multiple_of)),
+        "position_ids": torch.from_numpy(_padded(position_ids, 0, pad_to_multiple_of)),
+        "targets": torch.from_numpy(_padded(targets, IGNORE_INDEX, pad_to_multiple_of)),
+        "subtree_end": torch.from_numpy(ends_padded),
+    }
+
+
+def _flatten(segments: Sequence[Segment]) -> tuple[list[int], list[int], list[int]]:
+    """Of each segment: index of its first token, position id of its first token, index past its subtree."""
+    starts, depths, ends = [], [], []
+    cursor = 0
+    for segment in segments:
+        parent = segment.parent
+        starts.append(cursor)
+        depths.append(0 if parent < 0 else depths[parent] + len(segments[parent].ids))
+        cursor += len(segment.ids)
+        ends.append(cursor)
+    for index in reversed(range(len(segments))):
+        parent = segments[index].parent
+        if parent >= 0:
+            ends[parent] = max(ends[parent], ends[index])
+    return starts, depths, ends
+
+
+def repeated_layout(
+    rows: Sequence[Sequence[Candidate]], pad_token_id: int, pad_to_multiple_of: int | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Lay out every completion as one row of tokens after its prompt, all chosen ones first, as TRL does for pairs.
+
+    Takes and returns what [`shared_layout`] does, but for: R = N, `targets` (R, T - 1), and neither `position_ids` nor
+    `subtree_end`, since attention is causal.
+    """
+    order = [(row, 0) for row in range(len(rows))]
+    order += [(row, index) for row, candidates in enumerate(rows) for index in range(1, len(candidates))]
+    ids = [[*rows[row][index].prompt, *rows[row][index].completion] for row, index in order]
+    padded = _padded(ids, pad_token_id, pad_to_multiple_of)
+    targets = np.full((len(ids), max(padded.shape[1] - 1, 0)), IGNORE_INDEX, dtype=np.int64)
+    spans = []
+    for sequence, (row, index) in enumerate(order):
+        prompt, completion = rows[row][index]
+        start = max(len(prompt) - 1, 0)
+        unscored = 0 if prompt else 1
+        length = len(completion) - unscored
+        targets[sequence, start : start + length] = completion[unscored:]
+        spans.append(_Span(row, index, unscored, sequence, start, length))
+    return {
+        **_completions(rows, spans, targets.shape[1]),
+        "input_ids": torch.from_numpy(padded),
+        "attention_mask": torch.from_numpy(_padded([[1] * len(row) for row in ids], 0, pad_to_multiple_of)),
+        "targets": torch.from_numpy(targets),
+    }
+
+
+def is_shared(batch: dict[str, Any]) -> bool:
+    """Whether `batch` is in the shared layout."""
+    return "subtree_end" in batch
+
+
+def unpack(batch: dict[str, Any], selection: Sequence[Sequence[int]] | None = None) -> list[list[Candidate]]:
+    """
+    The candidates that a shared batch was laid out from.
+
+    Args:
+        batch (`dict[str, Any]`):
+            What [`shared_layout`] returned.
+        selection (`Sequence[Sequence[int]]`, *optional*):
+            For each prompt, which of its candidates; prompts past the end of the list are left out. All by default.
+
+    Returns:
+        `list[list[Candidate]]`: per prompt, its candidates.
+    """
+    names = ("completion_lengths", "completion_positions", "input_ids", "targets", "subtree_end")
+    lengths, positions, input_ids, targets, ends = (batch[name].cpu().numpy() for name in names)
+    width = input_ids.shape[1]
+    if selection is None:
+        selection = [np.flatnonzero(row).tolist() for row in lengths]
+
+    def candidate(row: int, index: int) -> Candidate:
+        length = int(lengths[row, index])
+        where = positions[row, index, :length]
+        if where[-1] < 0:  # a single token after an empty prompt: it has no place in the tree, any token stands for it
+            return Candidate([], [0])
+        last = where[-1] - row * width
+        path = np.flatnonzero((np.arange(width) <= last) & (last < ends[row]))
+        sequence = [*input_ids[row, path].tolist(), int(targets[row, last])]
+        return Candidate(sequence[:-length], sequence[-length:])
+
+    return [[candidate(row, index) for index in wanted] for row, wanted in enumerate(selection)]
+
+
+def attention_kinds(config: Any) -> set[str]:
+    """The kinds of attention layers of a model, in the words of `config.layer_types`."""
+    config = config.get_text_config()
+    if getattr(config, "layer_types", None):
+        return set(config.layer_types)
+    return {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
+
+
+def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torch.dtype) -> Any:
+    """
+    The attention mask of a shared batch, in the form that the model's attention implementation takes.
+
+    A position q sees k if `k <= q < subtree_end[k]`, that is, if k lies on the path from q to the root. In a layer with
+    a sliding window it must also be less than `sliding_window` tokens back, counted along the path.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            What [`shared_layout`] returned.
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the model: its attention implementation, its kinds of attention and its window.
+        dtype (`torch.dtype`):
+            Type of the mask that eager attention adds to the scores.
+
+    Returns:
+        `torch.Tensor` of shape (R, 1, T, T), bool for `"sdpa"` and `dtype` for `"eager"`, or a `BlockMask` for
+        `"flex_attention"`; for a model with several kinds of attention, a dict from kind to mask.
+    """
+    config = config.get_text_config()
+    kinds = attention_kinds(config)
+    width = batch["subtree_end"].size(1)
+
+    def mask(kind: str) -> Any:
+        window = config.sliding_window if kind == "sliding_attention" else None
+        return _mask(
+            batch, config._attn_implementation, dtype, window if window is not None and window < width else None
+        )
+
+    masks = {kind: mask(kind) for kind in sorted(kinds)}
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _mask(batch: dict[str, torch.Tensor], implementation: str, dtype: torch.dtype, window: int | None) -> Any:
+    end, position = batch["subtree_end"], batch["position_ids"]
+    rows, width = end.shape
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def visible(b, h, q, k):
+            seen = (k <= q) & (q < end[b, k])
+            return seen if window is None else seen & (position[b, q] - position[b, k] < window)
+
+        return create_block_mask(visible, rows, None, width, width, device=end.device)
+    index = torch.arange(width, device=end.device)
+    seen = (index <= index[:, None]) & (index[:, None] < end[:, None, :])
+    if window is not None:
+        seen &= position[:, :, None] - position[:, None, :] < window
+    seen = seen[:, None]
+    if implementation == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=end.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def model_inputs(batch: dict[str, torch.Tensor], config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """
+    Keyword arguments with which a model with TRL's fused LM head scores `batch`.
+
+    Args and the meaning of `config` and `dtype` are those of [`tree_attention_mask`]. In the repeated layout the labels
+    are not shifted: prompt-learning adapters put virtual tokens in front of them.
+    """
+    if is_shared(batch):
+        return {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
+            "attention_mask": tree_attention_mask(batch, config, dtype),
+            "shift_labels": batch["targets"],
+        }
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "labels": torch.nn.functional.pad(batch["targets"], (1, 0), value=IGNORE_INDEX),
+    }
+
+
+def gather_completions(per_token: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Per-token outputs of the model, sorted by completion.
+
+    Args:
+        per_token (`torch.Tensor`):
+            Tensor of shape (R, at least S), where S is the number of columns of `targets`. Columns in front of the last
+            S, those of a prompt-learning adapter's virtual tokens, are ignored.
+        batch (`dict[str, torch.Tensor]`):
+            The batch that the model was given.
+
+    Returns:
+        `torch.Tensor` of shape (B, C, L) and the dtype of `per_token`, 0 where there is no token.
+    """
+    positions = batch["completion_positions"]
+    width = batch["targets"].size(1)
+    flat = per_token[:, per_token.size(1) - width :].reshape(-1)
+    return flat[positions.clamp(min=0)].masked_fill(positions < 0, 0)

@@ -1,0 +1,87 @@
+"""What a step logs, as sums and counts, so that one collective and one copy to the host serve all of it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+class MeanMetrics:
+    """
+    Means over all processes of values that arrive as sums and counts.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from accelerate import Accelerator
+    >>> from trl_dmpo.trainer.metrics import MeanMetrics
+
+    >>> metrics = MeanMetrics()
+    >>> metrics.add("logps/chosen", torch.tensor([-1.0, -3.0]))
+    >>> metrics.add("entropy", torch.tensor([[2.0, 9.0]]), torch.tensor([[True, False]]))
+    >>> metrics.reduce(Accelerator(cpu=True))
+    {'logps/chosen': -2.0, 'entropy': 2.0}
+    ```
+    """
+
+    def __init__(self):
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, values: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Add `values`, those where `mask` is `True`."""
+        values = values.detach().float()
+        if mask is None:
+            self.add_sum(name, values.sum(), torch.full((), float(values.numel()), device=values.device))
+        else:
+            self.add_sum(name, values.masked_fill(~mask, 0).sum(), mask.sum())
+
+    def add_sum(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
+        """Add a sum of values and their number, both scalars."""
+        self._sums[name], self._counts[name] = total.detach().float(), count.detach().float()
+
+    def reduce(self, accelerator: Any) -> dict[str, float]:
+        """The means over all processes; 0 where nothing was counted."""
+        table = torch.stack([torch.stack([self._sums[name], self._counts[name]]) for name in self._sums])
+        sums, counts = accelerator.gather(table[None]).sum(0).T.tolist()
+        return {
+            name: total / count if count else 0.0 for name, total, count in zip(self._sums, sums, counts, strict=True)
+        }
+
+
+def ranking_metrics(logps: torch.Tensor, mask: torch.Tensor, cutoffs: Iterable[int]) -> dict[str, torch.Tensor]:
+    """
+    How high the chosen completion ranks among all completions of its prompt. Ties count against it.
+
+    Args:
+        logps (`torch.Tensor`):
+            Log-probabilities of shape (B, C), the chosen completion first.
+        mask (`torch.Tensor`):
+            Which completions there are, bool of shape (B, C).
+        cutoffs (`Iterable[int]`):
+            The k of hit rate and NDCG.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `ranking/hit_rate@k`, `ranking/ndcg@k` (with one relevant item, 1 / log2(1 + rank) up
+        to rank k) and `ranking/mrr`, each of shape (B,).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from trl_dmpo.trainer.metrics import ranking_metrics
+
+    >>> ranking_metrics(torch.tensor([[-2.0, -3.0, -1.0]]), torch.ones(1, 3, dtype=torch.bool), [1, 2])
+    {'ranking/hit_rate@1': tensor([0.]), 'ranking/ndcg@1': tensor([0.]), 'ranking/hit_rate@2': tensor([1.]), 'ranking/ndcg@2': tensor([0.6309]), 'ranking/mrr': tensor([0.5000])}
+    ```
+    """
+    rank = 1 + ((logps[:, 1:] >= logps[:, :1]) & mask[:, 1:]).sum(1)
+    gain = 1 / torch.log2(1 + rank.float())
+    metrics = {}
+    for k in cutoffs:
+        hit = (rank <= k).float()
+        metrics[f"ranking/hit_rate@{k}"] = hit
+        metrics[f"ranking/ndcg@{k}"] = hit * gain
+    metrics["ranking/mrr"] = 1 / rank.float()
+    return metrics

@@ -1,0 +1,137 @@
+"""
+Whether the completions of a prompt may share it: a rule on the kind of model, then a measurement.
+
+The rule speaks for what a measurement could miss: a window longer than the first batch, a convolution whose reach into
+the wrong branch changes little in an untrained model. The measurement speaks for everything else.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import is_peft_model
+
+from .layout import attention_kinds, unpack
+
+
+SHARING_ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
+
+# Without `layer_types` in their configuration, and with the same sliding window in every layer
+_SLIDING_WINDOW_MODELS = ("mistral", "mixtral", "phi3", "starcoder2")
+
+# Per token, of the log-probability. Kernels add up in another order when the shape of the batch changes.
+_NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_NOISE_FACTOR = 5.0
+
+
+def sharing_obstacle(model: Any) -> str | None:
+    """
+    Why prompts cannot be shared exactly by `model`, by its kind.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+
+    Returns:
+        `str` or `None`: the reason, as the end of a sentence; `None` if nothing is known to stand against it.
+    """
+    if is_peft_model(model):
+        if model.active_peft_config.is_prompt_learning:
+            return "prompt-learning adapters put virtual tokens in front of the prompt"
+        model = model.get_base_model()
+    config = model.config.get_text_config()
+    implementation = config._attn_implementation
+    if implementation not in SHARING_ATTENTION_IMPLEMENTATIONS:
+        return f"attn_implementation={implementation!r} takes no mask over a tree of tokens"
+    if getattr(model, "_is_stateful", False):
+        return f"{config.model_type} carries a state from token to token"
+    if any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):
+        return f"{config.model_type} has convolutions over the row of tokens"
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return f"{config.model_type} derives positions from the place in the row (ALiBi)"
+    if "local" in getattr(config, "attention_layers", ()):
+        return f"{config.model_type} has local attention over the row of tokens"
+    if unknown := attention_kinds(config) - {"full_attention", "sliding_attention"}:
+        return f"{config.model_type} has layers of the kind {', '.join(sorted(unknown))}"
+    if (
+        getattr(config, "sliding_window", None)
+        and not getattr(config, "layer_types", None)
+        and config.model_type not in _SLIDING_WINDOW_MODELS
+    ):
+        return f"it is not known how {config.model_type} applies its sliding window"
+    if not {"position_ids", "attention_mask"} <= inspect.signature(type(model).forward).parameters.keys():
+        return f"{config.model_type} takes no position ids"
+    return None
+
+
+class Measurement(NamedTuple):
+    """
+    What the two layouts differ by.
+
+    Args:
+        difference (`float`):
+            Largest difference of a token's log-probability between the layouts, in nats.
+        tolerance (`float`):
+            What is taken for noise: 5 times the largest difference between two batch shapes of the repeated layout, or
+            the noise of the dtype if that is more.
+        error (`str`, *optional*):
+            Why the shared layout could not run at all.
+    """
+
+    difference: float
+    tolerance: float
+    error: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the difference is noise."""
+        return self.difference <= self.tolerance  # not so for NaN
+
+    def describe(self) -> str:
+        """The measurement, as the end of a sentence."""
+        if self.error is not None:
+            return f"the model could not run on it: {self.error}"
+        return (
+            f"log-probabilities of tokens differ by up to {self.difference:.1e} from those with a prompt of their own, where "
+            f"{self.tolerance:.1e} would be noise"
+        )
+
+
+def measure_sharing(
+    batch: dict[str, torch.Tensor],
+    score: Callable[[dict[str, Any]], torch.Tensor],
+    repeat: Callable[[list, int | None], dict[str, Any]],
+    dtype: torch.dtype,
+) -> Measurement:
+    """
+    Score the first completions of a shared batch in both layouts.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch in the shared layout.
+        score (`Callable`):
+            From a batch to the log-probabilities of its tokens, of shape (B, C, L).
+        repeat (`Callable`):
+            From candidates, and a length of which the rows are made a multiple, to a batch in the repeated layout.
+        dtype (`torch.dtype`):
+            Type that the model computes in.
+
+    Returns:
+        [`Measurement`].
+    """
+    counts = (batch["completion_lengths"][:2] > 0).sum(1).tolist()
+    rows = unpack(batch, [range(min(count, 4)) for count in counts])  # enough to see a difference, and soon done
+    plain = repeat(rows, None)
+    repeated = score(plain)
+    padded = score(repeat(rows, plain["input_ids"].size(1) + 32))
+    tolerance = max(_NOISE_FLOOR.get(dtype, 5e-2), _NOISE_FACTOR * (padded - repeated).abs().max().item())
+    try:
+        shared = score(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # an architecture that takes no such mask says so in its own way
+        return Measurement(float("inf"), tolerance, f"{type(error).__name__}: {error}")
+    _, candidates, length = repeated.shape
+    difference = (shared[: len(rows), :candidates, :length] - repeated)[plain["completion_positions"] >= 0]
+    return Measurement(difference.abs().max().item(), tolerance)

@@ -1,0 +1,243 @@
+"""From rows of contract 1 to token ids, and what happens to rows that break it."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl.data_utils import _tokenize, common_prefix_length, extract_prompt
+
+from ..data.schema import Problem, as_list, find_problem
+
+
+logger = get_logger(__name__)
+
+
+def split_implicit_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    `row` with an explicit prompt: the longest beginning that all its completions have in common.
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.trainer.tokenization import split_implicit_prompt
+
+    >>> split_implicit_prompt({"chosen": "Next: Aliens", "rejected": ["Next: Heat", "Next: Big"]})
+    {'prompt': 'Next:', 'chosen': ' Aliens', 'rejected': [' Heat', ' Big']}
+    ```
+    """
+    if "prompt" in row:
+        return dict(row)
+    chosen, rejected = row["chosen"], as_list(row["rejected"])
+    pairs = [extract_prompt({"chosen": chosen, "rejected": completion}) for completion in rejected]
+    length = min(len(pair["prompt"]) for pair in pairs)
+    return {
+        **row,
+        "prompt": chosen[:length],
+        "chosen": chosen[length:],
+        "rejected": [completion[length:] for completion in rejected],
+    }
+
+
+def tokenize_row(
+    row: Mapping[str, Any], processing_class: PreTrainedTokenizerBase | ProcessorMixin, eos_token: str
+) -> dict[str, Any]:
+    """
+    Token ids of the prompt and of each completion of a row.
+
+    The completions start where the tokens of the prompt alone and those of prompt and completion part, for the
+    completion where they part first: a tokenizer may merge across the end of the prompt.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row without problems.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer or processor.
+        eos_token (`str`):
+            Ends a completion that is text and does not end with it. Chat templates end messages themselves.
+
+    Returns:
+        `dict` with `prompt_ids` (`list[int]`), `chosen_ids` (`list[int]`) and `rejected_ids` (`list[list[int]]`).
+    """
+    row = split_implicit_prompt(row)
+    prompt, completions = row["prompt"], [row["chosen"], *as_list(row["rejected"])]
+    if isinstance(prompt, str):
+        completions = [text if text.endswith(eos_token) else text + eos_token for text in completions]
+        encoded = processing_class(text=[prompt, *(prompt + text for text in completions)])
+        prompt_ids, *sequences = encoded["input_ids"]
+    else:
+        tools = row.get("tools")
+        kwargs = {
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            **(row.get("chat_template_kwargs") or {}),
+        }
+        prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **kwargs)["input_ids"]
+        sequences = [_tokenize(processing_class, prompt + messages, **kwargs)["input_ids"] for messages in completions]
+
+    length = min(common_prefix_length(prompt_ids, sequence) for sequence in sequences)
+    if length < len(prompt_ids):
+        logger.warning_once(
+            "The tokenized prompt is not a prefix of the tokenized prompt+completion, usually because tokens merge "
+            "across the boundary or because the chat template renders the prompt alone differently. The completions "
+            "start where they part, and this end of the prompt is left out of the training sequence: "
+            f"{processing_class.decode(prompt_ids[length:])!r}. To avoid it, end the prompt on a token boundary, for "
+            "instance without a trailing space. This warning is shown once, but it likely applies to other rows too."
+        )
+    chosen, *rejected = (sequence[length:] for sequence in sequences)
+    if not all([chosen, *rejected]):
+        raise ValueError(
+            "A completion has no tokens of its own: the tokenizer or chat template renders prompt and completion like the "
+            f"prompt alone, {processing_class.decode(prompt_ids)!r}. Use a chat template that renders assistant messages."
+        )
+    return {"prompt_ids": prompt_ids[:length], "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def check_row(row: Mapping[str, Any]) -> Problem | None:
+    """As [`~data.schema.find_problem`], also for what is left of the completions behind an implicit prompt."""
+    problem = find_problem(row)
+    if problem is None and "prompt" not in row:
+        problem = find_problem(split_implicit_prompt(row))
+    return problem
+
+
+def describe(problem: Problem, name: str, index: int) -> str:
+    """One line that says where the problem is and what to do."""
+    return f"{name}[{index}], column {problem.column!r}: {problem.detail}"
+
+
+def prepare_dataset(
+    dataset: Dataset | IterableDataset,
+    name: str,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    eos_token: str,
+    max_prompt_length: int | None = None,
+    on_invalid_row: str = "raise",
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """
+    Check and tokenize a dataset of rows of contract 1.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows with `chosen`, `rejected` and, optionally, `prompt`.
+        name (`str`):
+            Name of the split, for messages.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer or processor.
+        eos_token (`str`):
+            Token that ends a completion.
+        max_prompt_length (`int`, *optional*):
+            Rows whose prompt has more tokens are dropped: after truncation nothing of a completion would be left.
+        on_invalid_row (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` or `"drop"`.
+        num_proc (`int`, *optional*):
+            Number of processes; not for a stream.
+
+    Returns:
+        The dataset with the columns `row_index` (place in the dataset given), `prompt_ids`, `chosen_ids` and
+        `rejected_ids` added, without the rows dropped.
+
+    Raises:
+        `ValueError`: a row breaks the contract and `on_invalid_row="raise"`, or no row is left. A stream raises when the
+        row is reached.
+    """
+    tokenize = partial(tokenize_row, processing_class=processing_class, eos_token=eos_token)
+    if isinstance(dataset, IterableDataset):
+        return _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row)
+
+    found = dataset.map(
+        _problem_column,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        desc=f"Checking {name} dataset",
+    )["problem"]
+    problems = {index: Problem(*problem) for index, problem in enumerate(found) if problem is not None}
+    keep = [index for index in range(len(dataset)) if index not in problems]
+    if problems:
+        dataset = _without(dataset, name, problems, keep, on_invalid_row)
+    dataset = dataset.map(
+        lambda row, index: {"row_index": keep[index], **tokenize(row)},
+        with_indices=True,
+        num_proc=num_proc,
+        desc=f"Tokenizing {name} dataset",
+    )
+    if max_prompt_length is None:
+        return dataset
+    fitting = dataset.filter(
+        lambda prompt_ids: len(prompt_ids) <= max_prompt_length,
+        input_columns="prompt_ids",
+        num_proc=num_proc,
+        desc=f"Dropping fully truncated examples from {name} dataset",
+    )
+    if len(fitting) < len(dataset):
+        message = (
+            f"{name}: {len(dataset) - len(fitting)} of {len(dataset)} rows dropped: the prompt alone has more than "
+            f"{max_prompt_length} tokens, so that truncation to `max_length` leaves nothing of the completions."
+        )
+        if len(fitting) == 0:
+            raise ValueError(f"{message} No row is left; raise `max_length` or shorten the prompts.")
+        logger.warning(message)
+    return fitting
+
+
+def _problem_column(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"problem": check_row(row)}
+
+
+def _without(
+    dataset: Dataset, name: str, problems: dict[int, Problem], keep: list[int], on_invalid_row: str
+) -> Dataset:
+    counts = Counter(problem.reason for problem in problems.values())
+    summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    if on_invalid_row == "raise":
+        first = min(problems)
+        raise ValueError(
+            f"{describe(problems[first], name, first)}. In all, {len(problems)} of {len(dataset)} rows cannot be trained "
+            f"on: {summary}. To leave them out, set `on_invalid_row='drop'`."
+        )
+    if not keep:
+        raise ValueError(f"{name}: no row is left, all {len(dataset)} were dropped: {summary}.")
+    logger.warning(f"{name}: {len(problems)} of {len(dataset)} rows dropped: {summary}.")
+    return dataset.select(keep)
+
+
+class _DropCount:
+    """Counts the rows dropped from a stream and logs at each power of ten: a stream has no end to log at."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.counts: Counter[str] = Counter()
+
+    def add(self, reason: str) -> None:
+        self.counts[reason] += 1
+        count = self.counts[reason]
+        if count == 10 ** (len(str(count)) - 1):
+            logger.warning(f"{self.name}: {count} rows dropped so far: {reason}.", main_process_only=False)
+
+
+def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row) -> IterableDataset:
+    dropped = _DropCount(name)
+
+    def is_valid(row: Mapping[str, Any]) -> bool:
+        problem = check_row({column: value for column, value in row.items() if column != "row_index"})
+        if problem is None:
+            return True
+        if on_invalid_row == "raise":
+            raise ValueError(
+                f"{describe(problem, name, row['row_index'])}. To leave out such rows, set `on_invalid_row='drop'`."
+            )
+        dropped.add(problem.reason)
+        return False
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        if max_prompt_length is None or len(row["prompt_ids"]) <= max_prompt_length:
+            return True
+        dropped.add(f"the prompt alone has more than {max_prompt_length} tokens")
+        return False
+
+    dataset = dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
+    return dataset.filter(is_valid).map(tokenize).filter(fits)
