@@ -67,8 +67,8 @@ ARCHITECTURES: dict[str, dict] = {
     "llama": {},
     "qwen3": {"head_dim": 16},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    "mistral": {"sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     "qwen3_moe": {
