@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, built locally once a session. Nothing here needs a network."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [f"User {u} has watched {a}, {b}. Next: {a}" for u, (a, b) in enumerate(zip(TITLES, TITLES[1:], strict=False))]
+    corpus = [f"User {u} has watched {a}, {b}. Next: {a}" for u, (a, b) in enumerate(pairwise(TITLES))]
     trainer = trainers.BpeTrainer(
         vocab_size=360,
         special_tokens=["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"],
@@ -104,7 +105,9 @@ def build_model(architecture: str, vocab_size: int, folder: Path, **overrides) -
         if architecture in ("gpt2", "bloom"):
             common = {name: common[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
         # Larger than usual, so that attention matters and a wrong mask shows
-        config = CONFIG_MAPPING[architecture](**common, initializer_range=0.3, **ARCHITECTURES[architecture], **overrides)
+        config = CONFIG_MAPPING[architecture](
+            **common, initializer_range=0.3, **ARCHITECTURES[architecture], **overrides
+        )
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
     return path

@@ -27,7 +27,9 @@ def assert_same_step(left, right, rtol: float = 1e-4, atol: float = 2e-5) -> Non
     assert left[1].keys() == right[1].keys()
     scale = max(gradient.abs().max().item() for gradient in left[1].values())
     for name, gradient in left[1].items():
-        torch.testing.assert_close(gradient, right[1][name], rtol=rtol, atol=atol * max(scale, 1), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, right[1][name], rtol=rtol, atol=atol * max(scale, 1), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def perturb(model, scale: float = 0.05, seed: int = 1) -> None:

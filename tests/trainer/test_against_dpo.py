@@ -41,9 +41,18 @@ def build(cls, model_path, tokenizer, args, rows, peft=False, **kwargs):
 @pytest.mark.parametrize("loss_type", TRL_LOSSES)
 @pytest.mark.parametrize("prefix_sharing", [True, False], ids=["shared", "repeated"])
 def test_same_loss_and_gradients_with_one_rejected(loss_type, prefix_sharing, model_path, tokenizer, make_args):
-    rows, options = make_rows(4, 1), {"loss_type": [loss_type], "per_device_train_batch_size": 4, **OPTIONS.get(loss_type, {})}
+    rows, options = (
+        make_rows(4, 1),
+        {"loss_type": [loss_type], "per_device_train_batch_size": 4, **OPTIONS.get(loss_type, {})},
+    )
     dpo = build(DPOTrainer, model_path, tokenizer, make_args(DPOConfig, **options), pair_dataset(rows))
-    dmpo = build(DMPOTrainer, model_path, tokenizer, make_args(prefix_sharing=prefix_sharing, **options), Dataset.from_list(rows))
+    dmpo = build(
+        DMPOTrainer,
+        model_path,
+        tokenizer,
+        make_args(prefix_sharing=prefix_sharing, **options),
+        Dataset.from_list(rows),
+    )
     assert dmpo.data_collator.prefix_sharing is prefix_sharing
     assert_same_step(first_step(dpo), first_step(dmpo))
 
@@ -76,7 +85,10 @@ def test_same_run_with_one_rejected(options, model_path, tokenizer, make_args):
     peft = options.pop("peft", False)
     rows = make_rows(8, 1)
     logs, weights = [], []
-    for cls, config, dataset in ((DPOTrainer, DPOConfig, pair_dataset(rows)), (DMPOTrainer, None, Dataset.from_list(rows))):
+    for cls, config, dataset in (
+        (DPOTrainer, DPOConfig, pair_dataset(rows)),
+        (DMPOTrainer, None, Dataset.from_list(rows)),
+    ):
         trainer = build(cls, model_path, tokenizer, make_args(config, **options), dataset, peft)
         trainer.train()
         logs.append(trainer.state.log_history)
@@ -98,7 +110,13 @@ def test_mean_over_pairs_with_several_rejected(loss_type, model_path, tokenizer,
     options = {"loss_type": [loss_type], **OPTIONS.get(loss_type, {})}
     dpo_args = make_args(DPOConfig, **options, per_device_train_batch_size=9)
     dpo = build(DPOTrainer, model_path, tokenizer, dpo_args, pair_dataset(rows))
-    dmpo = build(DMPOTrainer, model_path, tokenizer, make_args(**options, per_device_train_batch_size=3), Dataset.from_list(rows))
+    dmpo = build(
+        DMPOTrainer,
+        model_path,
+        tokenizer,
+        make_args(**options, per_device_train_batch_size=3),
+        Dataset.from_list(rows),
+    )
     assert_same_step(first_step(dpo), first_step(dmpo))
 
 
@@ -108,7 +126,13 @@ def test_weights_of_pairs_with_several_rejected(options, model_path, tokenizer, 
     options = {"loss_type": ["sigmoid"], **options}
     dpo_args = make_args(DPOConfig, **options, per_device_train_batch_size=9)
     dpo = build(DPOTrainer, model_path, tokenizer, dpo_args, pair_dataset(rows))
-    dmpo = build(DMPOTrainer, model_path, tokenizer, make_args(**options, per_device_train_batch_size=3), Dataset.from_list(rows))
+    dmpo = build(
+        DMPOTrainer,
+        model_path,
+        tokenizer,
+        make_args(**options, per_device_train_batch_size=3),
+        Dataset.from_list(rows),
+    )
     assert_same_step(first_step(dpo), first_step(dmpo))
 
 
@@ -118,9 +142,14 @@ def test_pretrained_adapter_is_the_reference(model_path, tokenizer, make_args):
     from transformers import AutoModelForCausalLM
 
     rows, steps = make_rows(4, 1), []
-    for cls, config, dataset in ((DPOTrainer, DPOConfig, pair_dataset(rows)), (DMPOTrainer, None, Dataset.from_list(rows))):
+    for cls, config, dataset in (
+        (DPOTrainer, DPOConfig, pair_dataset(rows)),
+        (DMPOTrainer, None, Dataset.from_list(rows)),
+    ):
         torch.manual_seed(0)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_path()), LoraConfig(r=4, init_lora_weights=False))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(model_path()), LoraConfig(r=4, init_lora_weights=False)
+        )
         args = make_args(config, loss_type=["sigmoid"], per_device_train_batch_size=4)
         trainer = cls(model, args=args, train_dataset=dataset, processing_class=tokenizer)
         assert "ref" in trainer.model.peft_config
@@ -134,7 +163,10 @@ def test_explicit_reference_model(model_path, tokenizer, make_args):
     from transformers import AutoModelForCausalLM
 
     rows, steps = make_rows(4, 1), []
-    for cls, config, dataset in ((DPOTrainer, DPOConfig, pair_dataset(rows)), (DMPOTrainer, None, Dataset.from_list(rows))):
+    for cls, config, dataset in (
+        (DPOTrainer, DPOConfig, pair_dataset(rows)),
+        (DMPOTrainer, None, Dataset.from_list(rows)),
+    ):
         reference = AutoModelForCausalLM.from_pretrained(model_path(), attn_implementation="eager")
         perturb(reference, seed=2)
         args = make_args(config, loss_type=["sigmoid"], per_device_train_batch_size=4)

@@ -24,7 +24,9 @@ OBSTACLES = {
 
 def build(model_path, tokenizer, args, rows, architecture="llama", **kwargs):
     model = kwargs.pop("model", model_path(architecture))
-    trainer = DMPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **kwargs)
+    trainer = DMPOTrainer(
+        model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **kwargs
+    )
     perturb(trainer.model)
     return trainer
 
@@ -63,7 +65,9 @@ def test_demanding_it_where_it_is_not_exact_raises(architecture, model_path, tok
 
 @pytest.mark.parametrize("prefix_sharing", ["auto", True])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_measurement_catches_what_the_rule_does_not_know(prefix_sharing, num_workers, model_path, tokenizer, make_args, monkeypatch, caplog):
+def test_measurement_catches_what_the_rule_does_not_know(
+    prefix_sharing, num_workers, model_path, tokenizer, make_args, monkeypatch, caplog
+):
     """A model that the rule lets pass, but whose positions see the branches in front of them."""
     monkeypatch.setattr(
         "trl_dmpo.trainer.layout._mask",

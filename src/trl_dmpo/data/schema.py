@@ -7,7 +7,7 @@ The contract of a row, stated and checked here and nowhere else.
 | `chosen` | `str` or list of messages | y_w |
 | `rejected` | `list` of K >= 1 of them, K may differ from row to row; a bare one is K = 1 | y_1..y_K |
 
-Extra columns are kept and ignored.
+Extra columns are kept and ignored, but for `tools` and `chat_template_kwargs`, which go to the chat template.
 """
 
 import json

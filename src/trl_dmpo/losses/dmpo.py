@@ -20,6 +20,9 @@ def dmpo(scores: Scores, config: Any) -> torch.Tensor:
     The objective of DMPO in
     [Finetuning Large Language Model for Personalized Ranking](https://huggingface.co/papers/2405.16127).
 
+    Only the difference counts: the likelihood of the chosen completion may fall as long as that of the rejected ones falls
+    faster. The code released with the paper adds the loss `sft` with weight 1 to hold it up.
+
     Args:
         scores ([`Scores`]):
             Log-probabilities of B prompts with up to K rejected completions.

@@ -1,8 +1,8 @@
 """
 The losses of TRL's [`~trl.DPOTrainer`], with the meaning: mean over the K pairs (chosen, rejected_i).
 
-Each takes [`Scores`] and the [`DMPOConfig`] and returns a tensor of shape (B, K), one value a pair. With one rejected
-completion they are TRL's own, which the tests check for every one of them.
+Each function here takes [`Scores`] and the [`DMPOConfig`] and returns a tensor of shape (B, K), one value a pair;
+[`over_pairs`] makes losses of prompts of them, of shape (B,). With one rejected completion these are TRL's own, which the tests check for every one of them.
 """
 
 import functools

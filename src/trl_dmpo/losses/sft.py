@@ -11,9 +11,8 @@ def sft(scores: Scores, config: Any) -> torch.Tensor:
     r"""
     Negative log-likelihood of the chosen completions, counted once whatever the number of rejected ones.
 
-    The mean over all their tokens in the batch, as TRL has it, repeated for each prompt. The code released with DMPO
-    adds it with weight 1 ([paper](https://huggingface.co/papers/2405.16127)): without it, the likelihood of the chosen
-    completion may fall as long as that of the rejected ones falls faster.
+    The mean over all their tokens in the batch, as TRL has it, repeated for each prompt. The code released with
+    [DMPO](https://huggingface.co/papers/2405.16127) adds it with weight 1.
 
     Args:
         scores ([`Scores`]):

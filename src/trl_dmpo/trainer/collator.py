@@ -23,9 +23,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         `"targets"`; -1 where there is none.
     - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, else one row for each completion, all
         chosen ones first.
-    - `"targets"`: the token that each position predicts, -100 where it does not count.
+    - `"targets"`: the token that each position predicts, -100 where it does not count; of the shape of `"input_ids"` if
+        prefixes are shared, else without its last column.
     - `"position_ids"`, `"subtree_end"` (B, T), only if prefixes are shared: the place of a token on its path, and the
-        place in the row up to which it is seen.
+        first place in the row from which it is no longer seen.
     - `"row_index"` (B,): the row's place in the dataset, if the examples have it.
 
     Optionally, the examples can contain `"ref_chosen_logps"` and `"ref_rejected_logps"`, in which case the returned
@@ -44,7 +45,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         prefix_sharing (`bool`, *optional*, defaults to `True`):
             Whether to lay out the completions of a prompt in one row, in which the prompt appears once.
         num_negatives (`int`, *optional*):
-            Number of rejected completions to draw from those of an example. If `None`, all are used.
+            Number of rejected completions to draw from those of an example, which must have `"row_index"`. If `None`, all
+            are used.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draw, together with the epoch and the example's `"row_index"`.
 

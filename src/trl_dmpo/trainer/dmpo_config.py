@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from trl import DPOConfig
 
@@ -21,7 +22,8 @@ class DMPOConfig(DPOConfig):
             chosen completion and a rejected one: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`,
             `'robust'`, `'bco_pair'`, `'sppo_hard'`, `'aot'`, `'aot_unpaired'`, `'apo_zero'`, `'apo_down'`,
             `'discopop'`, `'sigmoid_norm'`; `'sft'` counts the chosen completion once. Several are combined with the
-            weights in `loss_weights`. In Python, a function of [`Scores`] and this configuration may stand for a name.
+            weights in `loss_weights`. In Python, a function of [`Scores`] and this configuration, defined in a module, may
+            stand for a name; under another `f_divergence_type` than the default it must be one of [`margins`].
         prefix_sharing (`bool` or `str`, *optional*, defaults to `"auto"`):
             Whether to compute the tokens that the completions of a prompt have in common once. `"auto"` does so where it
             is exact, which a rule on the kind of model and a comparison on the first batch decide, and otherwise says
@@ -60,7 +62,8 @@ class DMPOConfig(DPOConfig):
             "are combined with the weights in `loss_weights`."
         },
     )
-    prefix_sharing: bool | str = field(
+    # The strings are for the command line, which would read `bool | str` as `bool` and refuse "auto"
+    prefix_sharing: Literal["auto", "true", "false", True, False] = field(
         default="auto",
         metadata={
             "help": "Whether to compute the tokens that the completions of a prompt have in common once. 'auto' does so "
@@ -105,14 +108,11 @@ class DMPOConfig(DPOConfig):
         super().__post_init__()
 
     def _check_loss_type(self) -> None:
-        from difflib import get_close_matches
-
         for name in self.loss_type:
-            if callable(name) or name in LOSSES:
-                continue
-            close = get_close_matches(str(name), LOSSES, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"Unknown `loss_type` {name!r}. {hint}It is one of: {', '.join(sorted(LOSSES))}.")
+            if callable(name):
+                _check_importable(name)
+            elif name not in LOSSES:
+                raise ValueError(_unknown_loss(name))
         named = {name for name in self.loss_type if not callable(name)}
         if self.f_divergence_type != "reverse_kl" and not named <= F_DIVERGENCE_LOSSES:
             raise ValueError(
@@ -122,7 +122,7 @@ class DMPOConfig(DPOConfig):
             )
 
     def _check_prefix_sharing(self) -> None:
-        values = {"auto": "auto", "true": True, "false": False}  # the command line passes strings
+        values: dict[str, Literal["auto", True, False]] = {"auto": "auto", "true": True, "false": False}
         value = values.get(str(self.prefix_sharing).lower())
         if value is None:
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
@@ -131,6 +131,22 @@ class DMPOConfig(DPOConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a dict that can be written as JSON: functions in `loss_type` by their names."""
         return {**super().to_dict(), "loss_type": [loss_name(loss) for loss in self.loss_type]}
+
+
+def _unknown_loss(name: Any) -> str:
+    close = get_close_matches(str(name), LOSSES, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"Unknown `loss_type` {name!r}. {hint}It is one of: {', '.join(sorted(LOSSES))}."
+
+
+def _check_importable(loss: Callable) -> None:
+    """A checkpoint stores the configuration, and with it the function: by where it can be imported from."""
+    name = getattr(loss, "__qualname__", None)
+    if name is None or "<" in name:
+        raise ValueError(
+            f"`loss_type` has {name or loss!r}, which cannot be saved in a checkpoint. Define the loss as a function of a "
+            "module (`def my_loss(scores, config): ...`) instead of a lambda, a local function or a partial."
+        )
 
 
 def loss_name(loss: str | Callable) -> str:

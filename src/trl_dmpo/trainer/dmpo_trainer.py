@@ -62,7 +62,8 @@ class DMPOTrainer(DPOTrainer):
 
     The method was introduced in [Finetuning Large Language Model for Personalized
     Ranking](https://huggingface.co/papers/2405.16127). This class is a drop-in replacement for [`~trl.DPOTrainer`]: with
-    one rejected completion and `loss_type="sigmoid"` it trains the same model and logs the same values.
+    one rejected completion and `loss_type="sigmoid"` it trains the same model and logs the same values, but for
+    `num_tokens`, which counts a shared prompt once, and the metrics `ranking/*`, which are new.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -84,7 +85,7 @@ class DMPOTrainer(DPOTrainer):
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Function that computes metrics at evaluation. `predictions` are log-probabilities of completions, of shape
             (rows, C), the chosen one first; `label_ids` of the same shape are 1 for the chosen completion, 0 for the
-            rejected ones and -100 where a row has fewer.
+            rejected ones and -100 where a row has fewer; there, `predictions` mean nothing.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*):
             List of callbacks to customize the training loop.
         optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
@@ -95,6 +96,7 @@ class DMPOTrainer(DPOTrainer):
             PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
 
     Raises:
+        `TypeError`: `args` is not a [`DMPOConfig`].
         `ValueError`: a row breaks the contract, an option does not fit the model, or the dataset has images.
         `FloatingPointError`: a loss is not finite; the message names the step, the rows and the term.
 
@@ -119,12 +121,11 @@ class DMPOTrainer(DPOTrainer):
         "id": "2405.16127",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
-            @inproceedings{bai2024finetuning,
+            @article{bai2024finetuning,
                 title        = {{Finetuning Large Language Model for Personalized Ranking}},
                 author       = {Zhuoxi Bai and Ning Wu and Fengyu Cai and Xinyi Zhu and Yun Xiong},
                 year         = 2024,
-                booktitle    = {Proceedings of the 33rd ACM International Conference on Information and Knowledge Management, CIKM 2024},
-                url          = {https://arxiv.org/abs/2405.16127},
+                eprint       = {arXiv:2405.16127},
             }"""),
     }
 
@@ -155,7 +156,7 @@ class DMPOTrainer(DPOTrainer):
             raise TypeError(
                 f"`args` must be a `DMPOConfig`, got `{type(args).__name__}`. Rename it: the options are the same."
             )
-        _refuse_images(train_dataset)
+        _refuse_images(train_dataset, eval_dataset)
 
         self._sharing_is_exact: bool | None = None  # not measured yet
         self._pool_size: int | None = None
@@ -359,11 +360,8 @@ class DMPOTrainer(DPOTrainer):
                 self.ref_model if self.ref_model is not None else self.model, inputs
             )
         scores, token_logps = self._scores(outputs, inputs, *ref_logps)
-        terms = {
-            loss_name(name): loss(scores, self.args)
-            for name, loss in zip(self.args.loss_type, self.losses, strict=True)
-        }
-        loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms.values(), strict=True))
+        terms = [loss(scores, self.args) for loss in self.losses]
+        loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms, strict=True))
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         self._log_metrics(loss, terms, scores, token_logps, outputs, inputs)
@@ -403,7 +401,7 @@ class DMPOTrainer(DPOTrainer):
     def _log_metrics(
         self,
         loss: torch.Tensor,
-        terms: dict[str, torch.Tensor],
+        terms: list[torch.Tensor],
         scores: Scores,
         token_logps: torch.Tensor,
         outputs: Any,
@@ -443,14 +441,14 @@ class DMPOTrainer(DPOTrainer):
             self._metrics[mode][name].append(value)
 
     def _describe_non_finite(
-        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], scores: Scores, inputs: dict[str, Any]
+        self, loss: torch.Tensor, terms: list[torch.Tensor], scores: Scores, inputs: dict[str, Any]
     ) -> str:
         parts = {
             "policy log-probabilities of the chosen completion": scores.chosen_logps,
             "policy log-probabilities of the rejected completions": scores.rejected_logps,
             "reference log-probabilities of the chosen completion": scores.ref_chosen_logps,
             "reference log-probabilities of the rejected completions": scores.ref_rejected_logps,
-            **{f"loss {name!r}": term for name, term in terms.items()},
+            **{f"loss {loss_name(name)!r}": term for name, term in zip(self.args.loss_type, terms, strict=True)},
         }
         rows = inputs.get("row_index", torch.arange(len(scores.rejected_mask))).tolist()
         found = []
@@ -480,11 +478,14 @@ class DMPOTrainer(DPOTrainer):
         return loss, logps.masked_fill(~mask, -100), labels.masked_fill(~mask, -100)
 
 
-def _refuse_images(dataset: Any) -> None:
-    if isinstance(dataset, (Dataset, IterableDataset)):
+def _refuse_images(train_dataset: Any, eval_dataset: Any) -> None:
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    for name, dataset in {"train": train_dataset, **evaluated}.items():
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            continue
         columns = {"image", "images"} & set(next(iter(dataset), {}))
         if columns:
             raise ValueError(
-                f"`train_dataset` has the column {columns.pop()!r}: datasets with images are not supported yet. Remove the "
-                "column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
+                f"The {name} dataset has the column {columns.pop()!r}: datasets with images are not supported yet. Remove "
+                "the column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
             )

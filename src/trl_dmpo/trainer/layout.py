@@ -377,5 +377,7 @@ def gather_completions(per_token: torch.Tensor, batch: dict[str, torch.Tensor]) 
     """
     positions = batch["completion_positions"]
     width = batch["targets"].size(1)
+    if width == 0:
+        return per_token.new_zeros(positions.shape)
     flat = per_token[:, per_token.size(1) - width :].reshape(-1)
     return flat[positions.clamp(min=0)].masked_fill(positions < 0, 0)

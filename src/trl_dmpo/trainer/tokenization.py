@@ -27,7 +27,7 @@ def split_implicit_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     >>> from trl_dmpo.trainer.tokenization import split_implicit_prompt
 
     >>> split_implicit_prompt({"chosen": "Next: Aliens", "rejected": ["Next: Heat", "Next: Big"]})
-    {'prompt': 'Next:', 'chosen': ' Aliens', 'rejected': [' Heat', ' Big']}
+    {'chosen': ' Aliens', 'rejected': [' Heat', ' Big'], 'prompt': 'Next:'}
     ```
     """
     if "prompt" in row:

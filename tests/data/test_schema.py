@@ -1,0 +1,111 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_dmpo.data.schema import as_list, find_problem
+
+
+def message(text, role="assistant"):
+    return {"role": role, "content": text}
+
+
+GOOD = {"prompt": "Next:", "chosen": " Aliens", "rejected": [" Heat", " Big"]}
+CHAT = {
+    "prompt": [message("Next?", "user")],
+    "chosen": [message("Aliens")],
+    "rejected": [[message("Heat")], [message("Big")]],
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GOOD,
+        CHAT,
+        {**GOOD, "rejected": " Heat"},
+        {**CHAT, "rejected": [message("Heat")]},
+        {**GOOD, "prompt": ""},
+        {"chosen": "Next: Aliens", "rejected": ["Next: Heat"]},
+        {**GOOD, "user_id": None, "extra": [1, 2]},
+        {**CHAT, "chosen": [{"role": "assistant", "content": None, "tool_calls": [{"name": "play"}]}]},
+    ],
+)
+def test_good_rows(row):
+    assert find_problem(row) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "column", "detail"),
+    [
+        ({"rejected": None}, "no value", "rejected", "the value is None; fill it in or remove the row"),
+        ({"prompt": None}, "no value", "prompt", "or leave the column out of all rows"),
+        ({"rejected": [" Heat", None]}, "no value", "rejected", "entry 1 is None"),
+        ({"rejected": {" Heat"}}, "wrong type", "rejected", "expected a list of completions, got set"),
+        ({"rejected": [3]}, "wrong type", "rejected", "entry 0 is 3; expected a string, or a list of messages"),
+        ({"chosen": ["Aliens"]}, "wrong type", "chosen", "the completion is ['Aliens']"),
+        ({"rejected": []}, "no rejected", "rejected", "give at least one"),
+        ({"rejected": [" Heat", "\n\t "]}, "blank completion", "rejected", "entry 1 is blank"),
+        (
+            {"rejected": [" Heat", " Aliens"]},
+            "chosen among rejected",
+            "rejected",
+            "entry 1 is the chosen completion ' Aliens'",
+        ),
+        ({"rejected": [" Big", " Big"]}, "repeated rejected", "rejected", "entries 0 and 1 are both ' Big'; keep one"),
+        (
+            {"rejected": [" Big", [message("Heat")]]},
+            "text and messages mixed",
+            "rejected",
+            "entry 1 is messages, but `chosen` is text",
+        ),
+        (
+            {"prompt": [message("Next?")]},
+            "text and messages mixed",
+            "prompt",
+            "the prompt is messages, but `chosen` is text",
+        ),
+    ],
+)
+def test_problems(change, reason, column, detail):
+    problem = find_problem({**GOOD, **change})
+    assert (problem.reason, problem.column) == (reason, column)
+    assert detail in problem.detail
+
+
+def test_problems_of_conversations():
+    assert find_problem({**CHAT, "chosen": [message(" ")]}).reason == "blank completion"
+    assert find_problem({**CHAT, "rejected": [[message("Aliens")]]}).reason == "chosen among rejected"
+    assert find_problem({**CHAT, "rejected": [[message("Heat")]] * 2}).reason == "repeated rejected"
+    assert find_problem({**CHAT, "chosen": [{"content": "Aliens"}]}).reason == "wrong type"
+    assert (
+        find_problem({"rejected": [" Heat"], "text": 1}).detail
+        == "there is no such column, only: rejected, text; rename or add it"
+    )
+
+
+def test_bare_rejected():
+    assert as_list(" Heat") == [" Heat"]
+    assert as_list([message("Heat")]) == [[message("Heat")]]
+    assert as_list([[message("Heat")]]) == [[message("Heat")]]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "tool_calls"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected"]), anything))
+def test_no_row_is_a_crash(row):
+    problem = find_problem(row)
+    if problem is None:
+        completions = [row["chosen"], *as_list(row["rejected"])]
+        assert len({type(completion) for completion in completions}) == 1
+    else:
+        assert problem.column in ("prompt", "chosen", "rejected")
+        assert problem.detail

@@ -1,0 +1,87 @@
+import subprocess
+import sys
+
+import pytest
+from trl import TrlParser
+
+from trl_dmpo import DMPOConfig
+
+
+def make(**options) -> DMPOConfig:
+    return DMPOConfig("out", bf16=False, report_to="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "dmqo"}, r"Unknown `loss_type` 'dmqo'. Did you mean 'dmpo'\? It is one of: aot"),
+        ({"loss_type": ["sft", "xyz"]}, "Unknown `loss_type` 'xyz'. It is one of"),
+        (
+            {"loss_type": [lambda scores, config: scores]},
+            "cannot be saved in a checkpoint. Define the loss as a function",
+        ),
+        ({"prefix_sharing": "maybe"}, "`prefix_sharing` must be 'auto', True or False, got 'maybe'"),
+        ({"num_negatives": 0}, "`num_negatives` must be at least 1, got 0. Leave it out"),
+        ({"on_invalid_row": "skip"}, "`on_invalid_row` must be 'raise' or 'drop', got 'skip'"),
+        ({"ranking_k": []}, "`ranking_k` must be cut-offs of at least 1"),
+        ({"ranking_k": [0, 5]}, "`ranking_k` must be cut-offs of at least 1"),
+        (
+            {"loss_type": "bco_pair", "f_divergence_type": "js_divergence"},
+            "Got bco_pair; use `f_divergence_type='reverse_kl'`",
+        ),
+        ({"loss_weights": [1.0, 2.0]}, "`loss_weights` must have the same length"),
+    ],
+)
+def test_a_wrong_option_says_what_to_write(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("auto", "auto"), (True, True), ("true", True), (False, False), ("False", False)]
+)
+def test_prefix_sharing_from_python_and_from_strings(given, kept):
+    assert make(prefix_sharing=given).prefix_sharing is kept
+
+
+def test_from_the_command_line():
+    (config,) = TrlParser([DMPOConfig]).parse_args_and_config(
+        "--output_dir out --bf16 false --loss_type dmpo sft --loss_weights 1 0.5 --prefix_sharing false --num_negatives 4 "
+        "--on_invalid_row drop --ranking_k 1 20 --f_divergence_type js_divergence".split()
+    )
+    assert (config.loss_type, config.loss_weights) == (["dmpo", "sft"], [1.0, 0.5])
+    assert config.prefix_sharing is False
+    assert (config.num_negatives, config.on_invalid_row, config.ranking_k) == (4, "drop", [1, 20])
+
+
+def test_from_yaml(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("output_dir: out\nbf16: false\nloss_type: [sdpo]\nprefix_sharing: true\nranking_k: [3]\n")
+    (config,) = TrlParser([DMPOConfig]).parse_args_and_config(["--config", str(path)])
+    assert (config.loss_type, config.prefix_sharing, config.ranking_k) == (["sdpo"], True, [3])
+
+
+def test_defaults():
+    config = make()
+    assert (config.loss_type, config.prefix_sharing, config.num_negatives) == (["dmpo"], "auto", None)
+    assert (config.on_invalid_row, config.ranking_k) == ("raise", [1, 5, 10])
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sys, trl_dmpo; print([m for m in ('torch', 'trl', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_importing_the_data_package_imports_no_torch():
+    code = "import sys, trl_dmpo.data.schema; print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_unknown_names_are_attribute_errors():
+    import trl_dmpo
+
+    assert "DMPOTrainer" in dir(trl_dmpo)
+    with pytest.raises(AttributeError, match="has no attribute 'DMPOTrainr'"):
+        trl_dmpo.DMPOTrainr  # noqa: B018
