@@ -15,7 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 torch.set_num_threads(1)
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
 
 TITLES = ["Alien", "Aliens", "Heat", "Red Heat", "Big", "Babe", "Amélie", "Léon", "東京物語", "Se7en", "Fargo", "Jaws"]
 

@@ -46,8 +46,29 @@ def test_prefix_sharing_from_python_and_from_strings(given, kept):
 
 def test_from_the_command_line():
     (config,) = TrlParser([DMPOConfig]).parse_args_and_config(
-        "--output_dir out --bf16 false --loss_type dmpo sft --loss_weights 1 0.5 --prefix_sharing false --num_negatives 4 "
-        "--on_invalid_row drop --ranking_k 1 20 --f_divergence_type js_divergence".split()
+        [
+            "--output_dir",
+            "out",
+            "--bf16",
+            "false",
+            "--loss_type",
+            "dmpo",
+            "sft",
+            "--loss_weights",
+            "1",
+            "0.5",
+            "--prefix_sharing",
+            "false",
+            "--num_negatives",
+            "4",
+            "--on_invalid_row",
+            "drop",
+            "--ranking_k",
+            "1",
+            "20",
+            "--f_divergence_type",
+            "js_divergence",
+        ]
     )
     assert (config.loss_type, config.loss_weights) == (["dmpo", "sft"], [1.0, 0.5])
     assert config.prefix_sharing is False

@@ -45,7 +45,7 @@ def test_a_hook_that_moved_is_named(monkeypatch):
     monkeypatch.delattr(trl.DPOTrainer, "compute_ref_log_probs")
     monkeypatch.setitem(hooks.FUNCTIONS, "trl.trainer.utils.no_such_function", "for this test")
     monkeypatch.setitem(hooks.TRAINER_ATTRIBUTES, "no_such_attribute", "for this test")
-    with pytest.raises(ImportError, match="which lacks .*compute_ref_log_probs.*no_such_attribute.*no_such_function"):
+    with pytest.raises(ImportError, match=r"which lacks .*compute_ref_log_probs.*no_such_attribute.*no_such_function"):
         hooks.require_supported_trl()
 
 

@@ -91,7 +91,7 @@ class DMPOConfig(DPOConfig):
 
     def __post_init__(self):
         if isinstance(self.loss_type, str) or callable(self.loss_type):
-            self.loss_type = [self.loss_type]
+            self.loss_type = [self.loss_type]  # type: ignore[list-item]
         self._check_loss_type()
         self._check_prefix_sharing()
         if self.num_negatives is not None and self.num_negatives < 1:

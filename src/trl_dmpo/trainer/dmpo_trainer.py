@@ -114,6 +114,8 @@ class DMPOTrainer(DPOTrainer):
     ```
     """
 
+    data_collator: Any
+    _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
     _name = "DMPO"
     _paper = {

@@ -196,7 +196,9 @@ def shared_layout(
 
 def _flatten(segments: Sequence[Segment]) -> tuple[list[int], list[int], list[int]]:
     """Of each segment: index of its first token, position id of its first token, index past its subtree."""
-    starts, depths, ends = [], [], []
+    starts: list[int] = []
+    depths: list[int] = []
+    ends: list[int] = []
     cursor = 0
     for segment in segments:
         parent = segment.parent

@@ -1,0 +1,56 @@
+# Every target does all the set-up that it needs, on a machine with Python >= 3.11 and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+LOWEST := .venv-lowest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Nothing here needs a model hub
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-slow test-lowest lint docs benchmark clean
+
+demo: $(VENV)/.installed ## the main job on data and a model made on the spot
+	$(VENV)/bin/trl-dmpo demo
+
+test: $(VENV)/.test ## all tests that take seconds
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel in an environment of its own
+	$(VENV)/bin/python -m pytest -m slow
+
+test-lowest: $(LOWEST)/.test ## the tests against the lowest supported versions
+	TRITON_INTERPRET=1 $(LOWEST)/bin/python -m pytest -m "not slow"
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.docs ## the site, in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+benchmark: $(VENV)/.installed ## cost of a training step; about half an hour on two cores
+	$(VENV)/bin/python benchmarks/step_cost.py --output benchmarks/step_cost.json
+
+clean:
+	rm -rf $(VENV) $(LOWEST) site dist
+
+# torch comes first and alone: a build that is there already must not be replaced by what another package would pull
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --group $*
+	touch $@
+
+$(LOWEST)/.test: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt torch triton
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable . --group test
+	touch $@
