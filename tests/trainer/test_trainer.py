@@ -411,9 +411,11 @@ class TestRuns:
             for name in a.keys() - {"num_tokens"}:
                 assert a[name] == b[name], name
 
-    def test_negatives_change_with_the_epoch(self, build):
-        seen = []
-        trainer = build(make_rows(2, 8), num_negatives=2, max_steps=4)
+    @pytest.mark.parametrize("streaming", [False, True], ids=["stored", "stream"])
+    def test_negatives_change_with_the_epoch(self, streaming, build):
+        seen, rows = [], make_rows(2, 8)
+        dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else rows
+        trainer = build(dataset, num_negatives=2, max_steps=4)
         collate = trainer._train_collator.lay_out
         trainer._train_collator.lay_out = lambda rows: seen.append(sorted(str(rows))) or collate(rows)
         trainer.train()

@@ -116,7 +116,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         count = len(example["rejected_ids"])
         if self.num_negatives is None or count <= self.num_negatives:
             return list(range(count))
-        generator = np.random.default_rng([self.seed, int(self.epoch), example["row_index"]])
+        generator = np.random.default_rng([self.seed, max(int(self.epoch), 0), example["row_index"]])
         return sorted(generator.choice(count, self.num_negatives, replace=False).tolist())
 
     def _candidates(self, example: dict[str, Any], drawn: list[int]) -> list[Candidate]:

@@ -52,8 +52,12 @@ class _EpochCallback(TrainerCallback):
     def __init__(self, epoch: torch.Tensor):
         self.epoch = epoch
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.epoch.fill_(-1)
+
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.epoch.fill_(int(state.epoch or 0))
+        # A stream that starts over is still in its first epoch to `Trainer`, which knows `max_steps` only
+        self.epoch.fill_(max(int(state.epoch or 0), int(self.epoch) + 1))
 
 
 class DMPOTrainer(DPOTrainer):
@@ -290,7 +294,7 @@ class DMPOTrainer(DPOTrainer):
                 measured = measure_sharing(inputs, partial(self._token_logps, model), self._repeat, dtype)
         finally:
             model.train(was_training)
-        verdict = torch.tensor([measured.exact], device=self.accelerator.device)
+        verdict = torch.tensor([int(measured.exact)], device=self.accelerator.device)
         self._sharing_is_exact = bool(self.accelerator.gather(verdict).all())  # the same on all processes
         if not self._sharing_is_exact:
             for collator in (self.data_collator, getattr(self, "_train_collator", None)):

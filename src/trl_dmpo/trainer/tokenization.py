@@ -76,7 +76,7 @@ def tokenize_row(
             **(row.get("chat_template_kwargs") or {}),
         }
         prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **kwargs)["input_ids"]
-        sequences = [_tokenize(processing_class, prompt + messages, **kwargs)["input_ids"] for messages in completions]
+        sequences = _tokenize_conversations(processing_class, [prompt + messages for messages in completions], **kwargs)
 
     length = min(common_prefix_length(prompt_ids, sequence) for sequence in sequences)
     if length < len(prompt_ids):
@@ -94,6 +94,13 @@ def tokenize_row(
             f"prompt alone, {processing_class.decode(prompt_ids)!r}. Use a chat template that renders assistant messages."
         )
     return {"prompt_ids": prompt_ids[:length], "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def _tokenize_conversations(processing_class: Any, conversations: list[list[dict]], **kwargs) -> list[list[int]]:
+    if isinstance(processing_class, ProcessorMixin):
+        return [_tokenize(processing_class, messages, **kwargs)["input_ids"] for messages in conversations]
+    # What `_tokenize` does for one, for all at once: the tokenizer works on them in parallel
+    return processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **kwargs)["input_ids"]
 
 
 def check_row(row: Mapping[str, Any]) -> Problem | None:
