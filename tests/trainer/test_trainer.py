@@ -299,6 +299,12 @@ class TestBadRows:
                 trainer_options={"eval_dataset": images if split == "eval" else None},
             )
 
+    @pytest.mark.parametrize("streaming", [False, True], ids=["stored", "stream"])
+    def test_no_rows(self, streaming, build):
+        empty = Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []})
+        with pytest.raises(ValueError, match="The train dataset has no rows"):
+            build(empty.to_iterable_dataset() if streaming else empty)
+
     def test_config_of_dpo_is_refused(self, model_path, make_args, tokenizer):
         with pytest.raises(TypeError, match="must be a `DMPOConfig`, got `DPOConfig`"):
             DMPOTrainer(

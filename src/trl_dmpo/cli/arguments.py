@@ -79,7 +79,7 @@ def resolve_launch_config(launch_args: list[str]) -> list[str]:
 
 
 def _separate_config(args: Iterable[str]) -> list[str]:
-    """`--config=FILE` as two arguments, the only form that TRL reads; an error where the file is missing or not YAML."""
+    """`--config=FILE` as two arguments, the only form that TRL reads; an error if the file is missing or not YAML."""
     separated = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in separated:
         _check_yaml(*separated[separated.index("--config") + 1 :][:1])

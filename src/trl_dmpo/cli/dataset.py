@@ -26,7 +26,6 @@ def load_splits(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
         `ValueError`: no dataset is given, two are, or it cannot be read.
         `FileNotFoundError`: there is no such file or dataset.
     """
-    from datasets.exceptions import DatasetBuildError
     from trl import get_dataset
 
     name = script_args.dataset_name
@@ -34,10 +33,7 @@ def load_splits(script_args: "ScriptArguments", dataset_args: "DatasetMixtureCon
         raise ValueError("Give a dataset: either `--dataset_name`, or `datasets` in the configuration file.")
     if not name:
         return get_dataset(dataset_args)
-    try:
-        return _load_path(Path(name).expanduser(), script_args) or _load_by_name(name, script_args)
-    except DatasetBuildError as error:
-        raise ValueError(f"The dataset {name} cannot be read: {error.__cause__ or error}") from error
+    return _load_path(Path(name).expanduser(), script_args) or _load_by_name(name, script_args)
 
 
 def _load_path(path: Path, script_args: "ScriptArguments") -> dict[str, Any] | None:
@@ -53,14 +49,14 @@ def _load_path(path: Path, script_args: "ScriptArguments") -> dict[str, Any] | N
 
 
 def _load_file(path: Path, streaming: bool) -> Any:
-    from datasets import load_dataset
-
     if path.suffix not in _BUILDERS:
         raise ValueError(
-            f"`dataset_name`: {path} is not of a kind that can be read. It is one of: {', '.join(_BUILDERS)}; or a folder "
-            "of such files, or one written by `save_to_disk`."
+            f"`dataset_name`: {path} is not of a kind that can be read. It is one of: {', '.join(_BUILDERS)}; or a "
+            "folder of such files, or one written by `save_to_disk`."
         )
-    return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+    if path.stat().st_size == 0:
+        raise ValueError(f"`dataset_name`: {path} is empty.")
+    return _load(_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
 
 
 def _load_folder(path: Path, script_args: "ScriptArguments") -> dict[str, Any]:
@@ -76,9 +72,20 @@ def _load_folder(path: Path, script_args: "ScriptArguments") -> dict[str, Any]:
 
 
 def _load_by_name(name: str, script_args: "ScriptArguments") -> dict[str, Any]:
-    from datasets import load_dataset
+    return _load(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
 
-    return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+
+def _load(path: str, **kwargs) -> Any:
+    """[`~datasets.load_dataset`], with errors that say which dataset it is about."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetBuildError
+
+    try:
+        return load_dataset(path, **kwargs)
+    except (DatasetBuildError, ValueError) as error:
+        raise ValueError(
+            f"The dataset {kwargs.get('data_files', path)} cannot be read: {error.__cause__ or error}"
+        ) from error
 
 
 def select_splits(
@@ -86,18 +93,18 @@ def select_splits(
 ) -> tuple[Any, Any]:
     """The split to train on, and the one to evaluate on or `None`."""
     train, test = script_args.dataset_train_split, script_args.dataset_test_split
+    have = ", ".join(splits)
     if train not in splits:
         raise ValueError(
-            f"There is no split {train!r} to train on, only: {', '.join(splits)}. Set `--dataset_train_split` to one of "
-            "them."
+            f"There is no split {train!r} to train on, only: {have}. Set `--dataset_train_split` to one of them."
         )
     if training_args.eval_strategy == "no":
         return _not_empty(splits, train), None
     if test not in splits:
         raise ValueError(
-            f"`eval_strategy={str(training_args.eval_strategy.value)!r}` needs a split to evaluate on, but there is no "
-            f"{test!r}, only: {', '.join(splits)}. Set `--dataset_test_split` to another, give a folder with train.jsonl "
-            "and test.jsonl as `--dataset_name`, or leave out `--eval_strategy`."
+            f"`eval_strategy={str(training_args.eval_strategy.value)!r}` needs a split to evaluate on, but there is "
+            f"no {test!r}, only: {have}. Set `--dataset_test_split` to another, give a folder with train.jsonl and "
+            "test.jsonl as `--dataset_name`, or leave out `--eval_strategy`."
         )
     return _not_empty(splits, train), _not_empty(splits, test)
 

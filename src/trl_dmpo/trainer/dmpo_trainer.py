@@ -101,7 +101,7 @@ class DMPOTrainer(DPOTrainer):
 
     Raises:
         `TypeError`: `args` is not a [`DMPOConfig`].
-        `ValueError`: a row breaks the contract, an option does not fit the model, or the dataset has images.
+        `ValueError`: a row breaks the contract, an option does not fit the model, or a dataset is empty or has images.
         `FloatingPointError`: a loss is not finite; the message names the step, the rows and the term.
 
     Example:
@@ -162,7 +162,7 @@ class DMPOTrainer(DPOTrainer):
             raise TypeError(
                 f"`args` must be a `DMPOConfig`, got `{type(args).__name__}`. Rename it: the options are the same."
             )
-        _refuse_images(train_dataset, eval_dataset)
+        _check_datasets(train_dataset, eval_dataset)
 
         self._sharing_is_exact: bool | None = None  # not measured yet
         self._pool_size: int | None = None
@@ -484,14 +484,17 @@ class DMPOTrainer(DPOTrainer):
         return loss, logps.masked_fill(~mask, -100), labels.masked_fill(~mask, -100)
 
 
-def _refuse_images(train_dataset: Any, eval_dataset: Any) -> None:
+def _check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in {"train": train_dataset, **evaluated}.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
             continue
-        columns = {"image", "images"} & set(next(iter(dataset), {}))
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"The {name} dataset has no rows.")
+        columns = {"image", "images"} & first.keys()
         if columns:
             raise ValueError(
-                f"The {name} dataset has the column {columns.pop()!r}: datasets with images are not supported yet. Remove "
-                "the column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
+                f"The {name} dataset has the column {columns.pop()!r}: datasets with images are not supported yet. "
+                "Remove the column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
             )

@@ -41,6 +41,7 @@ TRAINER_ATTRIBUTES = {
 
 # Functions and classes imported from modules that TRL does not document
 FUNCTIONS = {
+    "trl.cli.accelerate_config.resolve_accelerate_config_argument": "`--accelerate_config` of the command line",
     "trl.data_utils._tokenize": "text and messages to token ids, as TRL does",
     "trl.data_utils.common_prefix_length": "where a completion starts when tokens merge across the prompt's end",
     "trl.data_utils.extract_prompt": "the implicit prompt of a pair",

@@ -18,27 +18,24 @@ if TYPE_CHECKING:
     from .catalogue import Rows
     from .report import Estimate
 
-# Fewest and most: below, there is too little to learn from; above, it takes an hour
+# Fewest and most: below, there is too little to learn from; above, it takes long
 BOUNDS = {"users": (100, 20_000), "items": (100, 400), "num_negatives": (1, 49), "seed": (0, 2**32 - 1)}
-HELD_OUT_USERS = 400
+MAX_HELD_OUT_USERS = 400  # and no more than there are to train on
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the sub-command."""
     parser = argparse.ArgumentParser(
         prog="trl-dmpo demo",
-        description="Make up a catalogue and users, train a tiny recommender with SFT and then with DMPO, and compare.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Make up a catalogue and users, train a tiny recommender with SFT, then with DMPO, and compare.",
     )
-    parser.add_argument("--users", type=int, default=1500, help="users to train on")
-    parser.add_argument("--items", type=int, default=150, help="titles in the catalogue")
+    parser.add_argument("--users", type=int, default=1500, help="users to train on (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=150, help="titles in the catalogue (default: %(default)s)")
     parser.add_argument(
-        "--num_negatives", type=int, default=8, help="titles passed over to learn from, for each choice"
+        "--num_negatives", type=int, default=8, help="titles passed over, for each choice (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument(
-        "--output_dir", type=Path, help="where to keep the models and results.json; by default, nowhere"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, help="where to keep models and results.json (default: nowhere)")
     return parser
 
 
@@ -93,17 +90,19 @@ def demonstrate(args: argparse.Namespace, folder: Path) -> None:
         set_up_libraries()
     from .report import recommendations_table, results_table, summarize
 
+    held_out_users = min(MAX_HELD_OUT_USERS, args.users)
     with console.status("Making up users"):
-        rows = make_rows(args.users, HELD_OUT_USERS, args.items, args.num_negatives, args.seed)
+        rows = make_rows(args.users, held_out_users, args.items, args.num_negatives, args.seed)
     console.print(
-        f"{args.items} made-up titles; {args.users} users to train on, each shown {SLATE_SIZE} titles at a time to pick "
-        f"one. SFT learns from what they picked, DMPO also from {args.num_negatives} of the titles passed over."
+        f"{args.items} made-up titles; {args.users} users to train on, each shown {SLATE_SIZE} titles at a time to "
+        f"pick one. SFT learns from what they picked, DMPO also from {args.num_negatives} of the titles passed over."
     )
     logps = _train_and_score(rows, folder, args.seed, console)
     results = summarize(logps, args.seed)
-    console.print(results_table(results, HELD_OUT_USERS, SLATE_SIZE))
+    console.print(results_table(results, held_out_users, SLATE_SIZE))
     console.print(recommendations_table(rows.held_out[:3], logps["DMPO"][:3]))
-    _write_results(folder / "results.json", args, results)
+    options = {name: getattr(args, name) for name in BOUNDS} | {"held_out_users": held_out_users}
+    _write_results(folder / "results.json", options, results)
 
 
 def _train_and_score(rows: "Rows", folder: Path, seed: int, console: "Console") -> dict[str, "np.ndarray"]:
@@ -123,8 +122,7 @@ def _train_and_score(rows: "Rows", folder: Path, seed: int, console: "Console") 
     return logps
 
 
-def _write_results(path: Path, args: argparse.Namespace, results: dict[str, dict[str, "Estimate"]]) -> None:
-    options = {name: getattr(args, name) for name in BOUNDS} | {"held_out_users": HELD_OUT_USERS}
+def _write_results(path: Path, options: dict[str, int], results: dict[str, dict[str, "Estimate"]]) -> None:
     estimates = {
         model: {metric: estimate._asdict() for metric, estimate in columns.items()}
         for model, columns in results.items()
