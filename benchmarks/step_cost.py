@@ -8,8 +8,8 @@ python benchmarks/step_cost.py --device cuda --dtype bfloat16
 
 Every measurement is a process of its own, which makes its peak memory its own. It trains a Llama of SmolLM2-135M's shape
 with random weights through the trainer, optimizer included, and leaves out its first step. The variants take turns, and
-a time is the median over all steps of all rounds. The floor is the least that any trainer could do: a plain forward and
-backward of the policy and a forward of the reference over the tokens of prompt and completions, each once.
+a time is the median over all steps of all rounds. The floor is the bare model on the same unique tokens: a forward, loss
+and backward of the policy over all of them and a forward of the reference, without an optimizer.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """The contract with TRL: runs against the lowest and the newest supported version."""
 
+import ast
 import importlib.metadata
 
 import pytest
 import trl
 from packaging.specifiers import SpecifierSet
 
+from tests.conftest import ROOT
 from trl_dmpo.trainer import hooks
 
 
@@ -59,3 +61,30 @@ def test_what_the_trainer_overrides_is_on_the_list():
         if callable(value) and any(name in vars(base) for base in DMPOTrainer.__mro__[1:] if base is not object)
     } - {"__init__"}
     assert overridden == set(hooks.TRAINER_HOOKS)
+
+
+def test_private_imports_are_on_the_list():
+    """What `src` imports from modules of TRL that it does not export at the top."""
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl."):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    by_the_trainer = {"trl.trainer.utils.add_fused_lm_head"}  # called by `DPOTrainer`, not imported here
+    assert found == hooks.FUNCTIONS.keys() - by_the_trainer
+
+
+def test_fused_head(model_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs"))
+    ids = torch.tensor([[5, 6, 7]])
+    inputs = {"fused_lm_head": True, "labels": ids, "shift_labels": torch.tensor([[6, 7, -100]])}
+    assert inputs.keys() == set(hooks.FUSED_HEAD_ARGUMENTS)
+    outputs = model(ids, **inputs)
+    assert all(hasattr(outputs, name) for name in hooks.FUSED_HEAD_OUTPUTS)
+    expected = model(ids).logits.log_softmax(-1)[0, [0, 1], [6, 7]]
+    torch.testing.assert_close(outputs.log_probs[0], torch.cat([expected, torch.zeros(1)]), rtol=1e-4, atol=1e-4)

@@ -22,6 +22,12 @@ OBSTACLES = {
 }
 
 
+def leak(batch, implementation, dtype, window):
+    """A mask under which a branch sees the branches in front of it."""
+    seen = torch.ones(len(batch["input_ids"]), 1, *[batch["input_ids"].size(1)] * 2).tril().bool()
+    return seen if implementation == "sdpa" else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(dtype).min)
+
+
 def build(model_path, tokenizer, args, rows, architecture="llama", **kwargs):
     model = kwargs.pop("model", model_path(architecture))
     trainer = DMPOTrainer(
@@ -69,26 +75,71 @@ def test_measurement_catches_what_the_rule_does_not_know(
     prefix_sharing, num_workers, model_path, tokenizer, make_args, monkeypatch, caplog
 ):
     """A model that the rule lets pass, but whose positions see the branches in front of them."""
-    monkeypatch.setattr(
-        "trl_dmpo.trainer.layout._mask",
-        lambda batch, *_: torch.ones(len(batch["input_ids"]), 1, *[batch["input_ids"].size(1)] * 2).tril().bool(),
-    )
+    monkeypatch.setattr("trl_dmpo.trainer.layout._mask", leak)
     args = {"per_device_train_batch_size": 3, "dataloader_num_workers": num_workers}
     trainer = build(model_path, tokenizer, make_args(prefix_sharing=prefix_sharing, **args), make_rows(6, [4, 1, 6]))
     assert trainer.data_collator.prefix_sharing
     if prefix_sharing is True:
-        with pytest.raises(ValueError, match="on the first batch, log-probabilities of tokens differ by up to"):
+        with pytest.raises(ValueError, match="on the first batch, log-probabilities of tokens differ by"):
             first_step(trainer)
         return
     step = first_step(trainer)
     warnings = [r.getMessage() for r in caplog.records if "Prompts are not shared" in r.getMessage()]
     assert len(warnings) == 1
-    assert "log-probabilities of tokens differ by up to" in warnings[0]
+    assert "log-probabilities of tokens differ by" in warnings[0]
     assert not trainer.data_collator.prefix_sharing
     trainer.train()  # batches that a worker laid out before the verdict are laid out anew
     assert sum("Prompts are not shared" in r.getMessage() for r in caplog.records) == 1
     plain = build(model_path, tokenizer, make_args(prefix_sharing=False, **args), make_rows(6, [4, 1, 6]))
     assert_same_step(step, first_step(plain))
+
+
+def test_measurement_catches_a_leak_in_half_precision(model_path, tokenizer, make_args, monkeypatch, caplog):
+    """What is noise in bfloat16 is more than in float32, but not so much that a wrong mask would pass."""
+    monkeypatch.setattr("trl_dmpo.trainer.layout._mask", leak)
+    trainer = build(
+        model_path, tokenizer, make_args(bf16=True, per_device_train_batch_size=3), make_rows(3, [4, 1, 6])
+    )
+    first_step(trainer)
+    assert trainer._sharing_is_exact is False
+    assert "differ by" in caplog.text
+
+
+def test_reference_model_is_measured_too(model_path, tokenizer, make_args, monkeypatch):
+    """A reference of another kind, which the rule does not know: the mask is wrong for it alone."""
+    from transformers import AutoModelForCausalLM
+
+    from trl_dmpo.trainer import layout
+
+    correct = layout._mask
+    monkeypatch.setattr(layout, "_mask", lambda b, kind, *a: (leak if kind == "eager" else correct)(b, kind, *a))
+    rows, steps = make_rows(3, [4, 1, 6]), []
+    for prefix_sharing in ("auto", False):
+        reference = AutoModelForCausalLM.from_pretrained(model_path(), attn_implementation="eager")
+        args = make_args(prefix_sharing=prefix_sharing, per_device_train_batch_size=3)
+        trainer = build(model_path, tokenizer, args, rows, ref_model=reference)
+        steps.append(first_step(trainer))
+        assert trainer._sharing_is_exact is (False if prefix_sharing else None)
+    assert_same_step(*steps)
+
+
+def test_rows_as_long_as_the_model_allows(model_path, tokenizer, make_args):
+    """The measurement must not need more positions than training does."""
+    rows = [{**row, "prompt": "Seen: " + "Jaws, " * 115 + row["prompt"]} for row in make_rows(2, 3)]
+    trainer = build(model_path, tokenizer, make_args(max_length=256), rows, "gpt2")
+    longest = max(len(ids) for ids in trainer.train_dataset["prompt_ids"])
+    assert 240 < longest < trainer.model.config.n_positions == 256
+    first_step(trainer)
+    assert trainer._sharing_is_exact
+
+
+def test_router_logits_are_not_asked_for_without_their_loss(model_path, tokenizer, make_args):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path("qwen3_moe"), output_router_logits=True)
+    trainer = build(model_path, tokenizer, make_args(router_aux_loss_coef=0.0), make_rows(4, 3), model=model)
+    first_step(trainer)
+    assert trainer._sharing_is_exact
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "lfm2"])

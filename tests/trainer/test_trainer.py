@@ -13,7 +13,7 @@ from trl import DPOConfig
 
 from tests.conftest import make_dataset, make_rows
 from tests.trainer.helpers import assert_same_step, first_step, perturb
-from trl_dmpo import DMPOTrainer
+from trl_dmpo import DataCollatorForMultiPreference, DMPOTrainer
 
 
 @pytest.fixture
@@ -258,6 +258,17 @@ class TestBadRows:
         else:
             assert "1 rows dropped so far: no rejected" in caplog.text
 
+    @pytest.mark.parametrize("on_invalid_row", ["raise", "drop"])
+    def test_a_bad_row_behind_many_good_ones(self, on_invalid_row, build, caplog):
+        """The type of a column of problems must not be that of its first thousand rows, which have none."""
+        rows = [self.good] * 1100 + [{**self.good, "rejected": [" Heat", " Heat"]}, self.good]
+        if on_invalid_row == "raise":
+            with pytest.raises(ValueError, match=r"train\[1100\], column 'rejected': entries 0 and 1"):
+                build(rows)
+            return
+        assert build(rows, on_invalid_row="drop").train_dataset["row_index"][1100] == 1101
+        assert "1 of 1102 rows dropped: 1 repeated rejected" in caplog.text
+
     def test_nothing_left(self, build):
         with pytest.raises(ValueError, match="train: no row is left, all 2 were dropped: 2 no rejected"):
             build([{**self.good, "rejected": []}] * 2, on_invalid_row="drop")
@@ -286,7 +297,7 @@ class TestBadRows:
         monkeypatch.setattr(
             tokenizer, "chat_template", "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
         )
-        with pytest.raises(ValueError, match="A completion has no tokens of its own"):
+        with pytest.raises(ValueError, match=r"train\[0\]: A completion has no tokens of its own"):
             build([conversational(row) for row in make_rows(2, 2)])
 
     @pytest.mark.parametrize("split", ["train", "eval"])
@@ -303,7 +314,27 @@ class TestBadRows:
     def test_no_rows(self, streaming, build):
         empty = Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []})
         with pytest.raises(ValueError, match="The train dataset has no rows"):
-            build(empty.to_iterable_dataset() if streaming else empty)
+            build(IterableDataset.from_generator(lambda: iter([])) if streaming else empty)
+
+    def test_evaluating_images_is_refused(self, build):
+        trainer = build([self.good] * 2)
+        with pytest.raises(ValueError, match="The eval dataset has the column 'image'"):
+            trainer.evaluate(Dataset.from_list([{**self.good, "image": 1}]))
+
+    def test_collator_of_another_kind_is_refused(self, build, tokenizer):
+        from transformers import DataCollatorForLanguageModeling
+
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        with pytest.raises(
+            TypeError, match="must be a `DataCollatorForMultiPreference`, got `DataCollatorForLanguage"
+        ):
+            build([self.good] * 2, trainer_options={"data_collator": collator})
+
+    def test_loss_of_the_wrong_shape_is_named(self, build):
+        from trl_dmpo.losses.pairwise import sigmoid
+
+        with pytest.raises(ValueError, match=r"The loss 'sigmoid' returned a tensor of shape \(2, 3\).*over_pairs"):
+            first_step(build(make_rows(2, 3), loss_type=[sigmoid]))
 
     def test_config_of_dpo_is_refused(self, model_path, make_args, tokenizer):
         with pytest.raises(TypeError, match="must be a `DMPOConfig`, got `DPOConfig`"):
@@ -348,15 +379,21 @@ class TestReference:
         assert stored.ref_model is None
         assert_same_step(first_step(live), first_step(stored))
 
-    def test_precomputed_for_other_settings_is_not_reused(self, build, tmp_path):
+    def test_precomputed_for_other_settings_is_not_reused(self, build, tmp_path, monkeypatch):
         """The cached file of one run must not serve another whose log-probabilities differ."""
-        rows = make_rows(4, [3, 2])
-        Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
-        values = {}
-        for alpha in (None, 0.5, None):
-            trainer = build(Dataset.load_from_disk(tmp_path / "rows"), precompute_ref_log_probs=True, ld_alpha=alpha)
-            values.setdefault(alpha, []).append(trainer.train_dataset["ref_rejected_logps"][:])
-        assert values[None][0] == values[None][1] != values[0.5][0]
+        Dataset.from_list(make_rows(4, [3, 2])).save_to_disk(tmp_path / "rows")
+        values, computed, original = {}, [], DMPOTrainer._token_logps
+        monkeypatch.setattr(DMPOTrainer, "_token_logps", lambda *args: computed.append(1) or original(*args))
+        runs = {"plain": {}, "ld": {"ld_alpha": 0.5}, "cut": {"max_length": 14}, "again": {}}
+        for name, settings in runs.items():
+            computed.clear()
+            rows = Dataset.load_from_disk(tmp_path / "rows")
+            trainer = build(rows, precompute_ref_log_probs=True, **settings)
+            values[name] = trainer.train_dataset["ref_rejected_logps"][:]
+            assert bool(computed) is (name != "again"), "the cached file serves the same settings, and only those"
+        assert values["plain"] == values["again"]
+        assert values["plain"] != values["ld"]
+        assert values["plain"] != values["cut"]
 
     def test_precomputed_with_drawn_negatives(self, build):
         trainer = build(make_rows(4, 6), precompute_ref_log_probs=True, num_negatives=2, per_device_train_batch_size=4)
@@ -370,6 +407,19 @@ class TestReference:
             rtol=1e-4,
             atol=1e-4,
         )
+
+    @pytest.mark.filterwarnings("ignore:The `'keep_end'`")
+    @pytest.mark.parametrize(
+        "options", [{"peft": True}, {"ld_alpha": 0.5}, {"truncation_mode": "keep_end", "max_length": 14}], ids=str
+    )
+    def test_precomputed_equals_live_with(self, options, build):
+        rows, steps, options = make_rows(6, [4, 1, 6]), [], dict(options)
+        trainer_options = {"peft_config": LoraConfig(r=4)} if options.pop("peft", False) else {}
+        for precompute in (False, True):
+            torch.manual_seed(0)
+            options |= {"precompute_ref_log_probs": precompute, "per_device_train_batch_size": 6}
+            steps.append(first_step(build(rows, trainer_options=trainer_options, **options)))
+        assert_same_step(*steps)
 
     def test_precomputing_for_a_stream_is_refused(self, build):
         rows = make_rows(4, 2)
@@ -393,6 +443,28 @@ class TestReference:
         moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
         assert moved
         assert all("lora_" in name for name in moved)
+
+
+class TestCollatorOfOnesOwn:
+    """The public collator, passed by the user: the trainer still has the last word on layout, draw and seed."""
+
+    def test_rule_and_options_apply(self, build, model_path):
+        own = {"data_collator": DataCollatorForMultiPreference(pad_token_id=1)}
+        plain = build(make_rows(2, 2), prefix_sharing=False, trainer_options=own)
+        assert not plain.data_collator.prefix_sharing
+        repeated = build(make_rows(2, 2), model=model_path("lfm2"), trainer_options=own)
+        assert not repeated.data_collator.prefix_sharing
+        assert not repeated._train_collator.prefix_sharing
+
+    def test_it_draws_in_training_only(self, build):
+        own = {"data_collator": DataCollatorForMultiPreference(pad_token_id=1, num_negatives=2)}
+        options = {"precompute_ref_log_probs": True, "seed": 7, "per_device_train_batch_size": 4}
+        trainer = build(make_rows(4, 6), trainer_options=own, **options)
+        assert len(trainer.train_dataset["ref_rejected_logps"][0]) == 6
+        assert trainer._train_collator.seed == 7
+        assert next(iter(trainer.get_train_dataloader()))["ref_rejected_logps"].shape == (4, 2)
+        evaluated = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+        assert evaluated["completion_lengths"].shape[1] == 7
 
 
 class TestRuns:
@@ -419,14 +491,24 @@ class TestRuns:
 
     @pytest.mark.parametrize("streaming", [False, True], ids=["stored", "stream"])
     def test_negatives_change_with_the_epoch(self, streaming, build):
-        seen, rows = [], make_rows(2, 8)
+        """One batch an epoch, four epochs: what is drawn for a row in each."""
+        rows, drawn = make_rows(2, 8), {}
         dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else rows
         trainer = build(dataset, num_negatives=2, max_steps=4)
-        collate = trainer._train_collator.lay_out
-        trainer._train_collator.lay_out = lambda rows: seen.append(sorted(str(rows))) or collate(rows)
+        draw = trainer._train_collator._draw
+
+        def record(example):
+            kept = draw(example)
+            drawn.setdefault(example["row_index"], []).append(tuple(kept))
+            return kept
+
+        trainer._train_collator._draw = record
         trainer.train()
-        assert len(seen) == 4
-        assert len({str(entry) for entry in seen}) > 1
+        assert drawn.keys() == {0, 1}
+        for draws in drawn.values():
+            assert len(draws) >= 4
+            assert all(len(draw) == 2 for draw in draws)
+            assert len(set(draws)) > 1, "the same negatives in every epoch"
 
     def test_workers_draw_the_same(self, build):
         logs = []
@@ -464,6 +546,19 @@ class TestRuns:
             *(f"ranking/{name}" for name in ("hit_rate@1", "hit_rate@2", "ndcg@1", "ndcg@2", "mrr")),
         }
 
+    @pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.5}], ids=["plain", "ld"])
+    def test_metrics_of_ragged_rows_are_means_over_prompts(self, options, build):
+        """Also under `ld_alpha`, where the chosen completion has one value for each pair."""
+        rows, evaluated = make_rows(3, [1, 6, 2]), []
+        for batch in (*([row] for row in rows), rows):
+            trainer = build(batch, per_device_eval_batch_size=3, **options)
+            evaluated.append(trainer.evaluate(Dataset.from_list(batch)))
+        *single, together = evaluated
+        rewards = [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
+        for name in ("logps/chosen", "logps/rejected", *rewards, "ranking/mrr", "ranking/ndcg@5"):
+            mean = sum(metrics[f"eval_{name}"] for metrics in single) / 3
+            assert together[f"eval_{name}"] == pytest.approx(mean, abs=1e-4), name
+
     def test_tokens_are_those_computed(self, build):
         rows = make_rows(2, 5)
         counts = {}
@@ -496,9 +591,9 @@ class TestRuns:
             [1, 0, -100, -100],
         ]
         assert given["predictions"].shape == (5, 4)
-        batch = trainer.data_collator([trainer.train_dataset[0]])
-        expected = trainer._token_logps(trainer.model, batch).sum(-1)[0]
-        torch.testing.assert_close(torch.tensor(given["predictions"][0]), expected.detach(), rtol=1e-4, atol=1e-4)
+        for row, predictions in zip(trainer.train_dataset, given["predictions"], strict=True):
+            expected = trainer._token_logps(trainer.model, trainer.data_collator([row])).sum(-1)[0].detach()
+            torch.testing.assert_close(torch.tensor(predictions[: len(expected)]), expected, rtol=1e-4, atol=1e-4)
 
     def test_model_card_and_saved_config(self, build, tmp_path):
         trainer = build(make_rows(4, 2), save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "mine"))

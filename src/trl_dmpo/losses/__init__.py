@@ -5,7 +5,7 @@ To add one: a file here, a line in `LOSSES`, a row in the tests' matrix, a line 
 """
 
 from .dmpo import dmpo
-from .pairwise import PAIRWISE_LOSSES, Loss
+from .pairwise import PAIRWISE_LOSSES, Loss, over_pairs
 from .scores import Scores, divergence_scores, margins
 from .sdpo import sdpo
 from .sft import sft
@@ -18,4 +18,15 @@ F_DIVERGENCE_LOSSES = frozenset(
     {"dmpo", "sdpo", "sft", "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop"}
 )
 
-__all__ = ["F_DIVERGENCE_LOSSES", "LOSSES", "Loss", "Scores", "divergence_scores", "dmpo", "margins", "sdpo", "sft"]
+__all__ = [
+    "F_DIVERGENCE_LOSSES",
+    "LOSSES",
+    "Loss",
+    "Scores",
+    "divergence_scores",
+    "dmpo",
+    "margins",
+    "over_pairs",
+    "sdpo",
+    "sft",
+]

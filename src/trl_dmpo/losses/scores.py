@@ -84,6 +84,10 @@ class Scores:
         mask = self.rejected_mask
         return values.expand_as(mask).masked_fill(~mask, 0).sum(1) / mask.sum(1)
 
+    def per_prompt(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` (B,), or (B, K) under `ld_alpha`, as one value a prompt."""
+        return values if values.dim() == 1 else self.mean(values)
+
     def weighted(self, losses: torch.Tensor) -> torch.Tensor:
         """`losses` (B,) times the mean weight of the pairs of each prompt, if there are weights."""
         return losses if self.weights is None else losses * self.mean(self.weights)

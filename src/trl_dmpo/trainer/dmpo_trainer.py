@@ -33,8 +33,9 @@ from ..losses import LOSSES, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
 from .collator import DataCollatorForMultiPreference
 from .dmpo_config import DMPOConfig, loss_name
-from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, model_inputs, repeated_layout, unpack
+from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
 from .metrics import MeanMetrics, ranking_metrics
+from .scoring import forward
 from .sharing import measure_sharing, sharing_obstacle
 from .tokenization import prepare_dataset
 
@@ -77,8 +78,8 @@ class DMPOTrainer(DPOTrainer):
         args ([`DMPOConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Function to form a batch from a list of examples. Will default to [`DataCollatorForMultiPreference`]; another
-            must return what that returns.
+            Function to form a batch from a list of examples: a [`DataCollatorForMultiPreference`], which is the default, or
+            one derived from it. `prefix_sharing`, `num_negatives` and `seed` of `args` have the last word.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Dataset to use for training. Its rows have a `"chosen"` completion, a list of `"rejected"` ones, whose length
             may differ from row to row, and, unless implicit, a `"prompt"`; each text or a list of messages.
@@ -100,7 +101,7 @@ class DMPOTrainer(DPOTrainer):
             PEFT configuration used to wrap the model. If `None`, the model is not wrapped.
 
     Raises:
-        `TypeError`: `args` is not a [`DMPOConfig`].
+        `TypeError`: `args` is not a [`DMPOConfig`], or `data_collator` is not ours.
         `ValueError`: a row breaks the contract, an option does not fit the model, or a dataset is empty or has images.
         `FloatingPointError`: a loss is not finite; the message names the step, the rows and the term.
 
@@ -162,10 +163,12 @@ class DMPOTrainer(DPOTrainer):
             raise TypeError(
                 f"`args` must be a `DMPOConfig`, got `{type(args).__name__}`. Rename it: the options are the same."
             )
-        _check_datasets(train_dataset, eval_dataset)
+        _check_dataset(train_dataset, "train")
 
         self._sharing_is_exact: bool | None = None  # not measured yet
+        self._measured: set[int] = set()  # the policy and, if there is one, the reference model
         self._pool_size: int | None = None
+        self._train_collator: Any = None  # not adopted yet
         # TRL checks its own losses in `__init__` and does not know ours; to it, they pass for the loss of DPO
         loss_type = args.loss_type
         args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
@@ -186,27 +189,36 @@ class DMPOTrainer(DPOTrainer):
             )
         finally:
             args.loss_type = loss_type
+        self.loss_types = loss_type
         self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in loss_type]
         self._adopt_collator()
-        # Training draws from the rejected completions of a row; precomputation and evaluation use all
-        self._train_collator = self.data_collator
-        if args.num_negatives is not None:
-            if not isinstance(self.data_collator, DataCollatorForMultiPreference):
-                raise ValueError(
-                    "`num_negatives` needs the default `data_collator`, which draws them. Leave one of them out."
-                )
-            self._train_collator = replace(self.data_collator, num_negatives=args.num_negatives)
+        if self._train_collator.num_negatives is not None:
             self.add_callback(_EpochCallback(self._train_collator.epoch))
 
     def _adopt_collator(self) -> None:
-        """Put our collator, with the settings of TRL's, in the place of TRL's, and decide on the layout by rule."""
-        if isinstance(self.data_collator, DataCollatorForPreference):
-            settings = {field.name: getattr(self.data_collator, field.name) for field in fields(self.data_collator)}
-            obstacle = self._sharing_obstacle() if self.args.prefix_sharing else None
+        """
+        Put our collator in the place of TRL's, with its settings, and decide on the layout by rule.
+
+        Training draws from the rejected completions of a row, precomputation and evaluation use all: two collators.
+        """
+        collator = self.data_collator
+        if type(collator) is DataCollatorForPreference:
+            settings = {field.name: getattr(collator, field.name) for field in fields(collator)}
+            collator = DataCollatorForMultiPreference(**settings, num_negatives=self.args.num_negatives)
+        elif not isinstance(collator, DataCollatorForMultiPreference):
+            raise TypeError(
+                f"`data_collator` must be a `DataCollatorForMultiPreference`, got `{type(collator).__name__}`, which knows "
+                "nothing of several rejected completions. Leave it out, or derive yours from that class."
+            )
+        elif self.args.num_negatives is not None:
+            collator = replace(collator, num_negatives=self.args.num_negatives)
+        if self._train_collator is None:
+            shares = collator.prefix_sharing and bool(self.args.prefix_sharing)
+            obstacle = self._sharing_obstacle() if shares else None
             if obstacle is not None:
                 self._refuse_sharing(obstacle)
-            shared = bool(self.args.prefix_sharing) and obstacle is None
-            self.data_collator = DataCollatorForMultiPreference(**settings, prefix_sharing=shared, seed=self.args.seed)
+            self._train_collator = replace(collator, prefix_sharing=shares and obstacle is None, seed=self.args.seed)
+        self.data_collator = replace(self._train_collator, num_negatives=None)
 
     def _sharing_obstacle(self) -> str | None:
         if self._is_vlm:
@@ -233,6 +245,7 @@ class DMPOTrainer(DPOTrainer):
         args: DMPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        _check_dataset(dataset, dataset_name)
         keeps_start = args.max_length is not None and args.truncation_mode == "keep_start"
         with global_then_local_main_first():
             return prepare_dataset(
@@ -261,9 +274,10 @@ class DMPOTrainer(DPOTrainer):
         if isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # says that it cannot
         self._adopt_collator()
-        model_hash, args = self._precompute_model_hash, self.args
+        model_hash, collator = self._precompute_model_hash, self.data_collator
         # TRL reuses a cached file by the hash of the model: it must not be one of other settings
-        self._precompute_model_hash = Hasher.hash((model_hash, args.max_length, args.truncation_mode, args.ld_alpha))
+        settings = (collator.max_length, collator.truncation_mode, self.ld_alpha)
+        self._precompute_model_hash = Hasher.hash((model_hash, settings))
         # TRL concatenates the values of all batches: pad every row to the same number of rejected completions
         self._pool_size = max(map(len, dataset.select_columns("rejected_ids")["rejected_ids"]))
         try:
@@ -272,18 +286,21 @@ class DMPOTrainer(DPOTrainer):
             self._precompute_model_hash, self._pool_size = model_hash, None
 
     def _decide_layout(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`inputs`, in the repeated layout if that is what it takes to be exact. Measures on the first shared batch."""
+        """`inputs`, in the repeated layout if that is what it takes to be exact. Measures each model once."""
         if not is_shared(inputs):
             return inputs
-        if self._sharing_is_exact is None:
+        identity = id(self.accelerator.unwrap_model(model))
+        if self._sharing_is_exact is not False and identity not in self._measured:
             self._measure_sharing(model, inputs)
+            self._measured.add(identity)
         if self._sharing_is_exact:
             return inputs
         # Laid out before the verdict, by a worker of the data loader
-        return {key: inputs[key] for key in inputs if key not in LAYOUT_KEYS} | self._repeat(unpack(inputs))
+        repeated = self._lay_out(unpack(inputs), False)
+        return {key: inputs[key] for key in inputs if key not in LAYOUT_KEYS} | repeated
 
-    def _repeat(self, rows: list[list[Candidate]], pad_to_multiple_of: int | None = None) -> dict[str, Any]:
-        return self._prepare_inputs(repeated_layout(rows, self._tokenizer.pad_token_id, pad_to_multiple_of))
+    def _lay_out(self, rows: list[list[Candidate]], prefix_sharing: bool) -> dict[str, Any]:
+        return self._prepare_inputs(replace(self.data_collator, prefix_sharing=prefix_sharing).lay_out(rows))
 
     def _measure_sharing(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
@@ -291,15 +308,13 @@ class DMPOTrainer(DPOTrainer):
         model.eval()  # dropout differs between any two passes
         try:
             with self._no_grad():
-                measured = measure_sharing(inputs, partial(self._token_logps, model), self._repeat, dtype)
+                measured = measure_sharing(inputs, partial(self._token_logps, model), self._lay_out, dtype)
         finally:
             model.train(was_training)
         verdict = torch.tensor([int(measured.exact)], device=self.accelerator.device)
         self._sharing_is_exact = bool(self.accelerator.gather(verdict).all())  # the same on all processes
         if not self._sharing_is_exact:
-            for collator in (self.data_collator, getattr(self, "_train_collator", None)):
-                if isinstance(collator, DataCollatorForMultiPreference):
-                    collator.prefix_sharing = False
+            self.data_collator.prefix_sharing = self._train_collator.prefix_sharing = False
             self._refuse_sharing(f"on the first batch, {measured.describe()}")
 
     @contextlib.contextmanager
@@ -313,10 +328,7 @@ class DMPOTrainer(DPOTrainer):
             yield
 
     def _forward(self, model: torch.nn.Module, inputs: dict[str, Any], **kwargs) -> Any:
-        """Per-token outputs of TRL's fused LM head, in either layout."""
-        unwrapped = self.accelerator.unwrap_model(model)
-        batch = model_inputs(inputs, unwrapped.config, unwrapped.dtype)
-        return model(**batch, use_cache=False, fused_lm_head=True, **kwargs)
+        return forward(model, self.accelerator.unwrap_model(model), inputs, **kwargs)
 
     def _token_logps(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of the tokens of each completion, of shape (B, C, L)."""
@@ -366,7 +378,7 @@ class DMPOTrainer(DPOTrainer):
                 self.ref_model if self.ref_model is not None else self.model, inputs
             )
         scores, token_logps = self._scores(outputs, inputs, *ref_logps)
-        terms = [loss(scores, self.args) for loss in self.losses]
+        terms = self._loss_terms(scores)
         loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms, strict=True))
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -374,6 +386,17 @@ class DMPOTrainer(DPOTrainer):
         if not return_outputs:
             return loss
         return loss, {"logps": token_logps.sum(-1), "mask": inputs["completion_lengths"] > 0}
+
+    def _loss_terms(self, scores: Scores) -> list[torch.Tensor]:
+        terms = [loss(scores, self.args) for loss in self.losses]
+        prompts = (len(scores.rejected_mask),)
+        for name, term in zip(self.loss_types, terms, strict=True):
+            if term.shape != prompts:
+                raise ValueError(
+                    f"The loss {loss_name(name)!r} returned a tensor of shape {tuple(term.shape)}, expected one value for "
+                    f"each prompt, {prompts}. For a loss of pairs, use `trl_dmpo.losses.over_pairs`."
+                )
+        return terms
 
     def _scores(
         self, outputs: Any, inputs: dict[str, Any], ref_chosen_logps: torch.Tensor, ref_rejected_logps: torch.Tensor
@@ -430,7 +453,7 @@ class DMPOTrainer(DPOTrainer):
         metrics.add("rewards/rejected", scores.mean(rejected))
         metrics.add("rewards/accuracies", scores.mean((chosen > rejected).float()))
         metrics.add("rewards/margins", scores.mean(chosen - rejected))
-        metrics.add("logps/chosen", scores.chosen_logps)
+        metrics.add("logps/chosen", scores.per_prompt(scores.chosen_logps))
         metrics.add("logps/rejected", scores.mean(scores.rejected_logps))
         ranking = ranking_metrics(token_logps.sum(-1), inputs["completion_lengths"] > 0, self.args.ranking_k)
         for name, values in ranking.items():
@@ -454,7 +477,7 @@ class DMPOTrainer(DPOTrainer):
             "policy log-probabilities of the rejected completions": scores.rejected_logps,
             "reference log-probabilities of the chosen completion": scores.ref_chosen_logps,
             "reference log-probabilities of the rejected completions": scores.ref_rejected_logps,
-            **{f"loss {loss_name(name)!r}": term for name, term in zip(self.args.loss_type, terms, strict=True)},
+            **{f"loss {loss_name(name)!r}": term for name, term in zip(self.loss_types, terms, strict=True)},
         }
         rows = inputs.get("row_index", torch.arange(len(scores.rejected_mask))).tolist()
         found = []
@@ -484,17 +507,15 @@ class DMPOTrainer(DPOTrainer):
         return loss, logps.masked_fill(~mask, -100), labels.masked_fill(~mask, -100)
 
 
-def _check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, dataset in {"train": train_dataset, **evaluated}.items():
-        if not isinstance(dataset, (Dataset, IterableDataset)):
-            continue
-        first = next(iter(dataset), None)
-        if first is None:
-            raise ValueError(f"The {name} dataset has no rows.")
-        columns = {"image", "images"} & first.keys()
-        if columns:
-            raise ValueError(
-                f"The {name} dataset has the column {columns.pop()!r}: datasets with images are not supported yet. "
-                "Remove the column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
-            )
+def _check_dataset(dataset: Any, name: str) -> None:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return  # TRL says what it takes
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"The {name} dataset has no rows.")
+    columns = {"image", "images"} & first.keys()
+    if columns:
+        raise ValueError(
+            f"The {name} dataset has the column {columns.pop()!r}: datasets with images are not supported yet. Remove "
+            "the column to train on the text, or use `trl.DPOTrainer` with one rejected completion."
+        )

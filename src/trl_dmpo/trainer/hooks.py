@@ -28,6 +28,9 @@ TRAINER_HOOKS = {
 TRAINER_ATTRIBUTES = {
     "_tokenizer": "the tokenizer, also when the processing class is a processor",
     "_is_vlm": "a processor was given: prompts are not shared",
+    "_precompute_model_hash": "part of the name of a file of precomputed references: other settings, another file",
+    "beta": "scale of the rewards that are logged",
+    "loss_types": "what the configuration names",
     "_metrics": "where the metrics of a step are collected for `log`",
     "_total_train_tokens": "running count behind `num_tokens`",
     "_tp_size": "tensor-parallel ranks see the same tokens",
@@ -45,13 +48,19 @@ FUNCTIONS = {
     "trl.data_utils._tokenize": "text and messages to token ids, as TRL does",
     "trl.data_utils.common_prefix_length": "where a completion starts when tokens merge across the prompt's end",
     "trl.data_utils.extract_prompt": "the implicit prompt of a pair",
-    "trl.data_utils.is_conversational": "text or messages",
     "trl.models.utils.disable_gradient_checkpointing": "the reference forward",
     "trl.trainer.dpo_trainer.DataCollatorForPreference": "the collator that ours takes the place of",
+    "trl.trainer.utils.add_fused_lm_head": "per-token outputs of `model(..., fused_lm_head=True)`, by `DPOTrainer`",
     "trl.trainer.utils.get_config_model_id": "name of the default output folder",
     "trl.trainer.utils.global_then_local_main_first": "one process prepares a dataset, the others read its cache",
     "trl.trainer.utils.use_adapter": "the reference of a PEFT model",
 }
+
+
+# What the fused LM head is asked for, and what it gives
+# It calls the model's `base_model` and scores the `last_hidden_state` of that, of which we leave the scored positions
+FUSED_HEAD_ARGUMENTS = ("fused_lm_head", "labels", "shift_labels")
+FUSED_HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "aux_loss")
 
 
 def missing_hooks() -> list[str]:

@@ -39,7 +39,8 @@ class MeanMetrics:
 
     def add_sum(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
         """Add a sum of values and their number, both scalars."""
-        self._sums[name], self._counts[name] = total.detach().float(), count.detach().float()
+        self._sums[name] = self._sums.get(name, 0) + total.detach().float()
+        self._counts[name] = self._counts.get(name, 0) + count.detach().float()
 
     def reduce(self, accelerator: Any) -> dict[str, float]:
         """The means over all processes; 0 where nothing was counted."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 
-from .layout import attention_kinds, unpack
+from .layout import Candidate, attention_kinds, unpack
 
 
 SHARING_ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
@@ -20,9 +20,12 @@ SHARING_ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
 # Without `layer_types` in their configuration, and with the same sliding window in every layer
 _SLIDING_WINDOW_MODELS = ("mistral", "mixtral", "phi3", "starcoder2")
 
-# Per token, of the log-probability. Kernels add up in another order when the shape of the batch changes.
-_NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Of the log-probability of a token, on average. Kernels add up in another order when shapes or masks change.
+_NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _NOISE_FACTOR = 5.0
+
+# What a forward raises that cannot work with a mask or positions of ours
+_REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def sharing_obstacle(model: Any) -> str | None:
@@ -71,10 +74,10 @@ class Measurement(NamedTuple):
 
     Args:
         difference (`float`):
-            Largest difference of a token's log-probability between the layouts, in nats.
+            Mean absolute difference of a token's log-probability between the layouts, in nats.
         tolerance (`float`):
-            What is taken for noise: 5 times the largest difference between two batch shapes of the repeated layout, or
-            the noise of the dtype if that is more.
+            What is taken for noise: 5 times the same difference where nothing is shared, every completion laid out as a
+            tree of its own, or the noise of the dtype if that is more.
         error (`str`, *optional*):
             Why the shared layout could not run at all.
     """
@@ -93,15 +96,15 @@ class Measurement(NamedTuple):
         if self.error is not None:
             return f"the model could not run on it: {self.error}"
         return (
-            f"log-probabilities of tokens differ by up to {self.difference:.1e} from those with a prompt of their own, where "
-            f"{self.tolerance:.1e} would be noise"
+            f"log-probabilities of tokens differ by {self.difference:.1e} on average from those with a prompt of their "
+            f"own, where {self.tolerance:.1e} would be noise"
         )
 
 
 def measure_sharing(
     batch: dict[str, torch.Tensor],
     score: Callable[[dict[str, Any]], torch.Tensor],
-    repeat: Callable[[list, int | None], dict[str, Any]],
+    lay_out: Callable[[list[list[Candidate]], bool], dict[str, Any]],
     dtype: torch.dtype,
 ) -> Measurement:
     """
@@ -112,8 +115,8 @@ def measure_sharing(
             A batch in the shared layout.
         score (`Callable`):
             From a batch to the log-probabilities of its tokens, of shape (B, C, L).
-        repeat (`Callable`):
-            From candidates, and a length of which the rows are made a multiple, to a batch in the repeated layout.
+        lay_out (`Callable`):
+            From candidates, and whether they share, to a batch.
         dtype (`torch.dtype`):
             Type that the model computes in.
 
@@ -122,16 +125,18 @@ def measure_sharing(
     """
     counts = (batch["completion_lengths"][:2] > 0).sum(1).tolist()
     rows = unpack(batch, [range(min(count, 4)) for count in counts])  # enough to see a difference, and soon done
-    plain = repeat(rows, None)
-    repeated = score(plain)
-    padded = score(repeat(rows, plain["input_ids"].size(1) + 32))
-    tolerance = max(_NOISE_FLOOR.get(dtype, 5e-2), _NOISE_FACTOR * (padded - repeated).abs().max().item())
+    alone = [[candidate] for row in rows for candidate in row]
+    repeated_batch = lay_out(alone, False)
+    repeated = score(repeated_batch)
+    tokens = repeated_batch["completion_positions"] >= 0
     try:
         shared = score(batch)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # an architecture that takes no such mask says so in its own way
-        return Measurement(float("inf"), tolerance, f"{type(error).__name__}: {error}")
-    _, candidates, length = repeated.shape
-    difference = (shared[: len(rows), :candidates, :length] - repeated)[plain["completion_positions"] >= 0]
-    return Measurement(difference.abs().max().item(), tolerance)
+        unshared = score(lay_out(alone, True))
+    except _REFUSALS as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+            raise
+        return Measurement(float("inf"), 0.0, f"{type(error).__name__}: {error}")
+    together = torch.stack([shared[b, c, : tokens.size(2)] for b, row in enumerate(rows) for c in range(len(row))])
+    difference = (together - repeated[:, 0])[tokens[:, 0]].abs().mean().item()
+    noise = (unshared - repeated)[tokens].abs().mean().item()
+    return Measurement(difference, max(_NOISE_FLOOR.get(dtype, 1e-2), _NOISE_FACTOR * noise))

@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import _tokenize, common_prefix_length, extract_prompt
 
@@ -76,7 +76,9 @@ def tokenize_row(
             **(row.get("chat_template_kwargs") or {}),
         }
         prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **kwargs)["input_ids"]
-        sequences = _tokenize_conversations(processing_class, [prompt + messages for messages in completions], **kwargs)
+        sequences = _tokenize_conversations(
+            processing_class, [prompt + messages for messages in completions], **kwargs
+        )
 
     length = min(common_prefix_length(prompt_ids, sequence) for sequence in sequences)
     if length < len(prompt_ids):
@@ -159,6 +161,8 @@ def prepare_dataset(
     found = dataset.map(
         _problem_column,
         remove_columns=dataset.column_names,
+        # Without it, the type is that of the first rows, which mostly have no problem
+        features=Features({"problem": List(Value("string"))}),
         num_proc=num_proc,
         desc=f"Checking {name} dataset",
     )["problem"]
@@ -167,7 +171,7 @@ def prepare_dataset(
     if problems:
         dataset = _without(dataset, name, problems, keep, on_invalid_row)
     dataset = dataset.map(
-        lambda row, index: {"row_index": keep[index], **tokenize(row)},
+        lambda row, index: _tokenize_at(tokenize, row, name, keep[index]),
         with_indices=True,
         num_proc=num_proc,
         desc=f"Tokenizing {name} dataset",
@@ -189,6 +193,13 @@ def prepare_dataset(
             raise ValueError(f"{message} No row is left; raise `max_length` or shorten the prompts.")
         logger.warning(message)
     return fitting
+
+
+def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], name: str, index: int) -> dict[str, Any]:
+    try:
+        return {"row_index": index, **tokenize(row)}
+    except ValueError as error:
+        raise ValueError(f"{name}[{index}]: {error}") from error
 
 
 def _problem_column(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,4 +258,5 @@ def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row) 
         return False
 
     dataset = dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
-    return dataset.filter(is_valid).map(tokenize).filter(fits)
+    dataset = dataset.filter(is_valid).map(lambda row: _tokenize_at(tokenize, row, name, row["row_index"]))
+    return dataset.filter(fits)
