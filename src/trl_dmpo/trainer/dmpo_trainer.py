@@ -120,6 +120,7 @@ class DMPOTrainer(DPOTrainer):
     """
 
     data_collator: Any
+    _train_collator: Any = None  # until TRL has made its own
     _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
     _name = "DMPO"
@@ -168,7 +169,6 @@ class DMPOTrainer(DPOTrainer):
         self._sharing_is_exact: bool | None = None  # not measured yet
         self._measured: set[int] = set()  # the policy and, if there is one, the reference model
         self._pool_size: int | None = None
-        self._train_collator: Any = None  # not adopted yet
         # TRL checks its own losses in `__init__` and does not know ours; to it, they pass for the loss of DPO
         loss_type = args.loss_type
         args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
