@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT, SHARED, not_interpreted
 from trl_dmpo import DMPOTrainer
 
 
@@ -17,6 +17,7 @@ SMOLLM2 = ASSETS / "SmolLM2-135M-Instruct"
 FILES = {"llara": SHARED / "data/llara/lastfm_val.json", "dmpo": SHARED / "data/dmpo/ml_1m_dpo_5.json"}
 
 pytestmark = [
+    not_interpreted,
     pytest.mark.real,
     pytest.mark.skipif(not SMOLLM2.exists(), reason="SmolLM2-135M-Instruct is absent: run real_assets.py smollm2"),
     pytest.mark.skipif(not all(map(Path.exists, FILES.values())), reason="the published data files are absent"),

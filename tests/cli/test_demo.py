@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.conftest import not_interpreted
 
 from trl_dmpo.cli import demo
 from trl_dmpo.cli.demo import catalogue, report
@@ -38,6 +39,7 @@ def assert_complete(done: subprocess.CompletedProcess, folder) -> dict:
     return results
 
 
+@not_interpreted
 def test_a_small_demo_twice_with_the_same_seed(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     with ThreadPoolExecutor() as executor:  # side by side, for time
