@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.conftest import not_interpreted
 
+from tests.conftest import not_interpreted
 from trl_dmpo.cli import demo
 from trl_dmpo.cli.demo import catalogue, report
 

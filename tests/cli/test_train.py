@@ -9,9 +9,9 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from tests.conftest import make_rows
 from trl import DatasetMixtureConfig, ScriptArguments
 
+from tests.conftest import make_rows
 from trl_dmpo.cli import train
 from trl_dmpo.cli.dataset import load_splits, select_splits
 from trl_dmpo.cli.main import main
