@@ -2,7 +2,7 @@
 Cost of a training step: `DPOTrainer` on one pair against `DMPOTrainer` on one prompt with K rejected completions.
 
 ```bash
-python benchmarks/step_cost.py                                # CPU, float32, about half an hour on two cores
+python benchmarks/step_cost.py                                # CPU, float32, half an hour on two cores
 python benchmarks/step_cost.py --device cuda --dtype bfloat16
 ```
 
