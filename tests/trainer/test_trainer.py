@@ -173,7 +173,7 @@ class TestRows:
 class TestTitles:
     """Texts that have broken other trainers: the log-probabilities are those of a plain forward all the same."""
 
-    def check(self, trainer, index=0):
+    def assert_plain_logps(self, trainer, index=0):
         batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[index]]))
         logps = trainer._token_logps(trainer.model, trainer._decide_layout(trainer.model, batch)).sum(-1)[0]
         row = trainer.train_dataset[index]
@@ -184,13 +184,17 @@ class TestTitles:
 
     def test_pad_token_in_a_title(self, build):
         row = {"prompt": "Next:", "chosen": " <|pad|>", "rejected": [" <|pad|><|pad|> Heat", " Big"]}
-        self.check(build([row] * 2))
+        self.assert_plain_logps(build([row] * 2))
 
     def test_titles_that_are_prefixes_of_one_another(self, build):
-        self.check(build([{"prompt": "Next:", "chosen": " Alien", "rejected": [" Aliens", " Alien 3", " A"]}] * 2))
+        self.assert_plain_logps(
+            build([{"prompt": "Next:", "chosen": " Alien", "rejected": [" Aliens", " Alien 3", " A"]}] * 2)
+        )
 
     def test_titles_beyond_ascii(self, build):
-        self.check(build([{"prompt": "次は", "chosen": "東京物語", "rejected": ["Amélie", "🎬", "Léon\n\n{x}"]}] * 2))
+        self.assert_plain_logps(
+            build([{"prompt": "次は", "chosen": "東京物語", "rejected": ["Amélie", "🎬", "Léon\n\n{x}"]}] * 2)
+        )
 
     def test_tokens_that_merge_across_the_end_of_the_prompt(self, build, tokenizer, caplog):
         # " A" is one token: the space at the end of the prompt goes with it
@@ -199,7 +203,7 @@ class TestTitles:
         assert tokenizer.decode(trainer.train_dataset[0]["prompt_ids"]) == "Next:"
         assert tokenizer.decode(trainer.train_dataset[0]["chosen_ids"]) == " Alien<|endoftext|>"
         assert "The tokenized prompt is not a prefix" in caplog.text
-        self.check(trainer)
+        self.assert_plain_logps(trainer)
 
     def test_empty_prompt(self, build):
         trainer = build([{"prompt": "", "chosen": "Alien", "rejected": ["Heat", "Big"]}] * 2)
