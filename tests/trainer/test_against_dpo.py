@@ -103,36 +103,25 @@ def test_same_run_with_one_rejected(options, model_path, tokenizer, make_args):
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("loss_type", sorted(set(TRL_LOSSES) - {"sft", "aot", "aot_unpaired"}))
-def test_mean_over_pairs_with_several_rejected(loss_type, model_path, tokenizer, make_args):
+SEVERAL_REJECTED = {
+    **{
+        name: {"loss_type": [name], **OPTIONS.get(name, {})}
+        for name in TRL_LOSSES
+        if name not in ("sft", "aot", "aot_unpaired")
+    },
+    "ld": {"loss_type": ["sigmoid"], "ld_alpha": 0.4},
+    "wpo": {"loss_type": ["sigmoid"], "use_weighting": True},
+}
+
+
+@pytest.mark.parametrize("options", SEVERAL_REJECTED.values(), ids=SEVERAL_REJECTED.keys())
+def test_mean_over_pairs_with_several_rejected(options, model_path, tokenizer, make_args):
     """The same number of pairs for each prompt, so that TRL's mean over pairs is the mean over prompts."""
     rows = make_rows(3, 3)
-    options = {"loss_type": [loss_type], **OPTIONS.get(loss_type, {})}
-    dpo_args = make_args(DPOConfig, **options, per_device_train_batch_size=9)
-    dpo = build(DPOTrainer, model_path, tokenizer, dpo_args, pair_dataset(rows))
-    dmpo = build(
-        DMPOTrainer,
-        model_path,
-        tokenizer,
-        make_args(**options, per_device_train_batch_size=3),
-        Dataset.from_list(rows),
-    )
-    assert_same_step(first_step(dpo), first_step(dmpo))
-
-
-@pytest.mark.parametrize("options", [{"ld_alpha": 0.4}, {"use_weighting": True}], ids=["ld", "wpo"])
-def test_weights_of_pairs_with_several_rejected(options, model_path, tokenizer, make_args):
-    rows = make_rows(3, 3)
-    options = {"loss_type": ["sigmoid"], **options}
-    dpo_args = make_args(DPOConfig, **options, per_device_train_batch_size=9)
-    dpo = build(DPOTrainer, model_path, tokenizer, dpo_args, pair_dataset(rows))
-    dmpo = build(
-        DMPOTrainer,
-        model_path,
-        tokenizer,
-        make_args(**options, per_device_train_batch_size=3),
-        Dataset.from_list(rows),
-    )
+    pairs = make_args(DPOConfig, **options, per_device_train_batch_size=9)
+    prompts = make_args(**options, per_device_train_batch_size=3)
+    dpo = build(DPOTrainer, model_path, tokenizer, pairs, pair_dataset(rows))
+    dmpo = build(DMPOTrainer, model_path, tokenizer, prompts, Dataset.from_list(rows))
     assert_same_step(first_step(dpo), first_step(dmpo))
 
 

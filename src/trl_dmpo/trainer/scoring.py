@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 
-from .layout import is_shared, model_inputs
+from .layout import IGNORE_INDEX, is_shared, model_inputs
 
 
 # Those that are per token, of what the fused LM head returns
@@ -42,7 +42,7 @@ def forward(model: Any, unwrapped: Any, batch: dict[str, torch.Tensor], **kwargs
 
     # Off Triton, the head projects every position on the vocabulary, and most of a shared row is prompt
     targets = batch["targets"].flatten()
-    scored = (targets != -100).nonzero().squeeze(1)
+    scored = (targets != IGNORE_INDEX).nonzero().squeeze(1)
     inputs["shift_labels"] = targets[scored][None]
     with _only_positions(_backbone(unwrapped), scored):
         outputs = model(**inputs)
