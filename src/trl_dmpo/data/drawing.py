@@ -1,0 +1,216 @@
+"""
+Drawing items for rows: without replacement, from weights that rows share or from a list of each row's own.
+
+What is drawn is never an item that the user liked, in any split, nor one of the same title, and never the same title twice
+in a row. It depends on the seed, the user, the item to be predicted and nothing else: not on other rows, their order or the
+number of threads. Where too few items are eligible a row gets fewer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .events import Events, Ragged, is_among
+from .seeding import make_keys, uniforms
+
+
+# How often what was drawn and is not eligible is drawn anew, before all eligible items of a row are looked at
+_ROUNDS = 8
+# Random numbers of a row that a round may use
+_STRIDE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Targets:
+    """
+    The rows that need negatives.
+
+    Args:
+        events ([`~trl_dmpo.data.events.Events`]):
+            All events.
+        event (`np.ndarray` of shape `(R,)`):
+            The event that is to be predicted, of each row.
+        in_training (`np.ndarray` of shape `(R,)`):
+            Whether the row is one of training.
+        trained (`np.ndarray` of shape `(N,)`):
+            Whether an event is known in training: what popularity is counted over.
+        seed (`int`):
+            Seed.
+        stream (`int`, *optional*, defaults to `0`):
+            Tells draws for the same rows apart.
+        forbidden (`np.ndarray`, *optional*):
+            Pairs of user and title that are never drawn, ascending. Defaults to those that were liked.
+    """
+
+    events: Events
+    event: np.ndarray
+    in_training: np.ndarray
+    trained: np.ndarray
+    seed: int
+    stream: int = 0
+    forbidden: np.ndarray | None = None
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """User of each row, of shape `(R,)`."""
+        return self.events.user[self.event]
+
+    @cached_property
+    def item(self) -> np.ndarray:
+        """Item to be predicted of each row, of shape `(R,)`."""
+        return self.events.item[self.event]
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Random key of each row, of shape `(R,)`."""
+        return make_keys(self.seed, self.stream, self.user, self.item)
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """How often each item was liked in training, of shape `(I,)`."""
+        known = self.trained & self.events.liked
+        return np.bincount(self.events.item[known], minlength=self.events.items.height)
+
+    def may_draw(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether the items are eligible for the rows; both of shapes that broadcast."""
+        forbidden = self.events.liked_pairs if self.forbidden is None else self.forbidden
+        pairs = self.events.pairs(self.user[rows], items)
+        target = self.events.same_title[self.item[rows]] == self.events.same_title[items]
+        return ~target & ~is_among(pairs, forbidden)
+
+
+def _free_slots(taken: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`taken` widened by as many columns as are needed, filled with -1."""
+    width = int(wanted.max(initial=0))
+    return np.concatenate([taken, np.full((len(taken), width), -1, np.int32)], axis=1)
+
+
+def _put(found: np.ndarray, rows: np.ndarray, items: np.ndarray) -> None:
+    """Write `items`, grouped by their `rows`, behind what each row has."""
+    filled = (found[rows] >= 0).sum(axis=1)
+    first = np.searchsorted(rows, rows)
+    found[rows, filled + np.arange(len(rows)) - first] = items
+
+
+def from_weights(
+    targets: Targets,
+    wanted: np.ndarray,
+    taken: np.ndarray,
+    group: np.ndarray,
+    weights: Callable[[int], np.ndarray],
+) -> np.ndarray:
+    """
+    Draw without replacement, in proportion to weights over all items that rows of one group share.
+
+    Args:
+        targets ([`Targets`]):
+            The rows.
+        wanted (`np.ndarray` of shape `(R,)`):
+            How many items each row is to get.
+        taken (`np.ndarray` of shape `(R, T)`):
+            Items that each row has already; -1 where there is none, at the end.
+        group (`np.ndarray` of shape `(R,)`):
+            Group of each row.
+        weights (`Callable[[int], np.ndarray]`):
+            From a group to the weights of all items, of shape `(I,)`.
+
+    Returns:
+        `np.ndarray` of shape `(R, T + max(wanted))`: `taken` and what was drawn, -1 where there is none, at the end.
+    """
+    found = _free_slots(taken, wanted)
+    goal = (taken >= 0).sum(axis=1) + wanted
+    order = np.argsort(group, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if len(rows):
+            _draw(targets, found, goal, rows, weights(int(group[rows[0]])))
+    return found
+
+
+def _draw(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> None:
+    """Rows of one group. To reject what is not eligible gives the same distribution as to draw from the eligible."""
+    heap = np.cumsum(weights, dtype=np.float64)
+    if len(heap) == 0 or heap[-1] == 0:
+        return
+    for turn in range(_ROUNDS):
+        missing = goal[rows] - (found[rows] >= 0).sum(axis=1)
+        rows, missing = rows[missing > 0], missing[missing > 0]
+        if len(rows) == 0:
+            return
+        width = int(missing.max()) + 2
+        numbers = turn * _STRIDE + np.arange(width)
+        drawn = np.searchsorted(heap, uniforms(targets.keys[rows, None], numbers) * heap[-1], side="right")
+        _keep_eligible(targets, found, goal, rows, drawn.astype(np.int32))
+    for row in rows[goal[rows] > (found[rows] >= 0).sum(axis=1)]:
+        _draw_exactly(targets, found, goal, row, weights)
+
+
+def _keep_eligible(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarray, drawn: np.ndarray) -> None:
+    """Write what is eligible and new of `drawn`, of shape `(len(rows), width)`, into `found`, up to the goal."""
+    titles = targets.events.same_title
+    have = np.where(found[rows] >= 0, titles[found[rows]], -1)
+    new = titles[drawn]
+    keep = targets.may_draw(rows[:, None], drawn)
+    for column in range(drawn.shape[1]):
+        keep[:, column] &= ~(have == new[:, column, None]).any(axis=1)
+        keep[:, column] &= ~((new[:, :column] == new[:, column, None]) & keep[:, :column]).any(axis=1)
+    keep &= np.cumsum(keep, axis=1) <= (goal[rows] - (found[rows] >= 0).sum(axis=1))[:, None]
+    line, column = np.nonzero(keep)
+    filled = (found[rows] >= 0).sum(axis=1)
+    place = np.cumsum(keep, axis=1)[line, column] - 1
+    found[rows[line], filled[line] + place] = drawn[line, column]
+
+
+def _draw_exactly(targets: Targets, found: np.ndarray, goal: np.ndarray, row: int, weights: np.ndarray) -> None:
+    """The same draw for one row from all its eligible items (Efraimidis and Spirakis, 2006)."""
+    titles = targets.events.same_title
+    have = found[row][found[row] >= 0]
+    items = np.flatnonzero(weights > 0).astype(np.int32)
+    items = items[targets.may_draw(np.asarray(row), items) & ~np.isin(titles[items], titles[have])]
+    waiting = -np.log1p(-uniforms(targets.keys[row], _STRIDE * _ROUNDS + items)) / weights[items]
+    items = items[np.argsort(waiting, kind="stable")]
+    _, first = np.unique(titles[items], return_index=True)
+    items = items[np.sort(first)][: goal[row] - len(have)]
+    found[row, len(have) : len(have) + len(items)] = items
+
+
+def from_lists(
+    targets: Targets, wanted: np.ndarray, taken: np.ndarray, lists: Ragged, in_order: bool = False
+) -> np.ndarray:
+    """
+    Draw without replacement, all alike, from a list of each row's own.
+
+    Args:
+        targets ([`Targets`]):
+            The rows.
+        wanted (`np.ndarray` of shape `(R,)`):
+            How many items each row is to get.
+        taken (`np.ndarray` of shape `(R, T)`):
+            Items that each row has already; -1 where there is none, at the end.
+        lists ([`~trl_dmpo.data.events.Ragged`]):
+            `R` lists of items.
+        in_order (`bool`, *optional*, defaults to `False`):
+            Whether to take the first that are eligible instead of drawing.
+
+    Returns:
+        `np.ndarray` of shape `(R, T + max(wanted))`: `taken` and what was drawn, -1 where there is none, at the end.
+    """
+    found = _free_slots(taken, wanted)
+    titles = targets.events.same_title
+    rows, items = lists.owners, lists.values
+    keep = targets.may_draw(rows, items)
+    for column in range(taken.shape[1]):
+        have = taken[rows, column]
+        keep &= (have < 0) | (titles[have] != titles[items])
+    rows, items = rows[keep], items[keep]
+    # By item, not by place in the list, so that the order of the list does not matter
+    rank = np.flatnonzero(keep) if in_order else uniforms(targets.keys[rows], _STRIDE * (_ROUNDS + 1) + items)
+    order = np.lexsort((items, rank, rows))
+    rows, items = rows[order], items[order]
+    _, first = np.unique(rows.astype(np.int64) * len(titles) + titles[items], return_index=True)
+    first.sort()
+    rows, items = rows[first], items[first]
+    enough = np.arange(len(rows)) - np.searchsorted(rows, rows) < wanted[rows]
+    _put(found, rows[enough], items[enough])
+    return found
