@@ -2,16 +2,14 @@
 
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from .errors import one_line_errors
+from .options import separate_config, unknown_option
 
 
 class TrainParser(TrlParser):
@@ -54,7 +52,7 @@ class TrainParser(TrlParser):
         """
         with one_line_errors():
             *parsed, in_config, on_command_line = super().parse_args_and_config(
-                _separate_config(sys.argv[1:] if args is None else args),
+                separate_config(sys.argv[1:] if args is None else args),
                 return_remaining_strings=True,
                 separate_remaining_strings=True,
             )
@@ -67,32 +65,12 @@ class TrainParser(TrlParser):
         args, unknown = launch_command_parser().parse_known_args([*resolve_launch_config(launch_args), script])
         unknown = unknown or [name for name in [args.training_script] if name != script]
         if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            close = get_close_matches(unknown[0].partition("=")[0], options, n=1)
-            hint = f" Did you mean {close[0]}?" if close else " `--help` lists the options."
-            raise ValueError(f"Unknown option {unknown[0]}.{hint}")
+            raise unknown_option(self, unknown[0])
 
 
 def resolve_launch_config(launch_args: list[str]) -> list[str]:
     """`launch_args` with `--accelerate_config`, a file or a name that TRL knows, as accelerate's `--config_file`."""
     return [str(arg) for arg in resolve_accelerate_config_argument(launch_args)]
-
-
-def _separate_config(args: Iterable[str]) -> list[str]:
-    """`--config=FILE` as two arguments, the only form that TRL reads; an error if the file is missing or not YAML."""
-    separated = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in separated:
-        _check_yaml(*separated[separated.index("--config") + 1 :][:1])
-    return separated
-
-
-def _check_yaml(path: str | None = None) -> None:
-    if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"`--config` needs a YAML file; there is no file {path or 'named'}.")
-    try:
-        yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config`: {path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _without_booleans(config_args: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from trl_dmpo import __version__
 
 # One module of this package each, with a function `run` from arguments to an exit code
 COMMANDS = {
+    "prepare": "make a dataset of chosen and rejected items from an interaction log",
     "train": "train a model on chosen and rejected completions, on your data",
     "demo": "train a tiny recommender on made-up data, in minutes, without a network",
 }

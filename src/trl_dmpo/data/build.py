@@ -161,7 +161,7 @@ class _Writer(NamedTuple):
         return _list_array(self.item_ids(items[items >= 0]), np.concatenate([[0], np.cumsum(lengths)]))
 
     def texts(self, rows: np.ndarray, negatives: np.ndarray) -> list[Text]:
-        texts = []
+        texts: list[Text] = []
         for case in self.cases(rows, negatives):
             try:
                 text, left_out = self.write(case)

@@ -30,7 +30,7 @@ class BuildConfig:
             Candidates beside the chosen item in the configuration `ranking`, drawn from items that the user never met, all
             alike. Where a prompt lists its candidates, or takes no negatives, its own answers are the candidates.
         positive (`float`, *optional*, defaults to `3.0`):
-            An item was liked if it was rated higher. Without ratings, everything was liked.
+            An item was liked if it was rated higher; `-inf` makes all that was rated liked. Without ratings, everything was.
         k_core (`int`, *optional*):
             Leave out users and items of fewer interactions, until there are none.
         min_history (`int`, *optional*, defaults to `1`):
@@ -38,7 +38,7 @@ class BuildConfig:
         max_history (`int`, *optional*, defaults to `20`):
             Items in a prompt at most, the latest.
         train_targets (`int`, *optional*, defaults to `1`):
-            Training rows per user at most, the latest. `None` for all.
+            Training rows per user at most, the latest. -1 for all.
         few_shot (`int`, *optional*):
             Train on this many users only. Those of a smaller number are among those of a larger one.
         max_prompt_tokens (`int`, *optional*):
@@ -50,14 +50,14 @@ class BuildConfig:
         `ValueError`: an option is out of its range; the message says what to write instead.
     """
 
-    split: Any = field(
+    split: str = field(
         default="leave_one_out",
         metadata={
             "help": "Which interactions are to be predicted where: 'leave_one_out', 'leave_last_n(n=2)', "
             "'time(validation=0.8, test=0.9)', 'user(validation=0.1, test=0.1)'."
         },
     )
-    negatives: Any = field(
+    negatives: str = field(
         default="popularity",
         metadata={
             "help": "Where rejected items come from: 'uniform', 'popularity(power=0.75)', 'disliked', 'shown', "
@@ -65,7 +65,7 @@ class BuildConfig:
             "'0.5 * disliked + 0.5 * popularity'."
         },
     )
-    prompt: Any = field(
+    prompt: str = field(
         default="next_item",
         metadata={
             "help": "What is asked: 'next_item', 'next_item_from_list', 'rank_two', 'rank_list', 'like', 'rating', or "
@@ -82,9 +82,9 @@ class BuildConfig:
     ranking_negatives: int = field(
         default=99, metadata={"help": "Candidates beside the chosen item in the configuration `ranking`."}
     )
-    positive: float | None = field(
+    positive: float = field(
         default=3.0,
-        metadata={"help": "An item was liked if it was rated higher. Without ratings, everything was liked."},
+        metadata={"help": "An item was liked if it was rated higher; '-inf' makes all liked. Without ratings, all were."},
     )
     k_core: int | None = field(
         default=None,
@@ -92,8 +92,8 @@ class BuildConfig:
     )
     min_history: int = field(default=1, metadata={"help": "Leave out rows with a shorter history."})
     max_history: int = field(default=20, metadata={"help": "Items in a prompt at most, the latest."})
-    train_targets: int | None = field(
-        default=1, metadata={"help": "Training rows per user at most, the latest. 'None' for all."}
+    train_targets: int = field(
+        default=1, metadata={"help": "Training rows per user at most, the latest. -1 for all."}
     )
     few_shot: int | None = field(default=None, metadata={"help": "Train on this many users only."})
     max_prompt_tokens: int | None = field(
@@ -104,11 +104,13 @@ class BuildConfig:
 
     def __post_init__(self):
         least = {"num_negatives": 1, "ranking_negatives": 1, "k_core": 1, "min_history": 0, "max_history": 1}
-        least |= {"train_targets": 1, "few_shot": 1, "max_prompt_tokens": 1, "seed": 0}
+        least |= {"train_targets": -1, "few_shot": 1, "max_prompt_tokens": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"`{name}` is {value}, but it is at least {low}.")
+        if self.train_targets == 0:
+            raise ValueError("`train_targets` is 0, but it is at least 1, or -1 for all.")
         if self.min_history > self.max_history:
             raise ValueError(f"`min_history` ({self.min_history}) is more than `max_history` ({self.max_history}).")
         self.make_split(), self.make_sampler(), self.make_form("item")

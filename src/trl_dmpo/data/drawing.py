@@ -142,8 +142,8 @@ def _draw(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarra
         numbers = turn * _STRIDE + np.arange(width)
         drawn = np.searchsorted(heap, uniforms(targets.keys[rows, None], numbers) * heap[-1], side="right")
         _keep_eligible(targets, found, goal, rows, drawn.astype(np.int32))
-    for row in rows[goal[rows] > (found[rows] >= 0).sum(axis=1)]:
-        _draw_exactly(targets, found, goal, row, weights)
+    for lacking in rows[goal[rows] > (found[rows] >= 0).sum(axis=1)]:
+        _draw_exactly(targets, found, goal, int(lacking), weights)
 
 
 def _keep_eligible(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarray, drawn: np.ndarray) -> None:
@@ -156,10 +156,10 @@ def _keep_eligible(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: 
         keep[:, column] &= ~(have == new[:, column, None]).any(axis=1)
         keep[:, column] &= ~((new[:, :column] == new[:, column, None]) & keep[:, :column]).any(axis=1)
     keep &= np.cumsum(keep, axis=1) <= (goal[rows] - (found[rows] >= 0).sum(axis=1))[:, None]
-    line, column = np.nonzero(keep)
+    line, kept = np.nonzero(keep)
     filled = (found[rows] >= 0).sum(axis=1)
-    place = np.cumsum(keep, axis=1)[line, column] - 1
-    found[rows[line], filled[line] + place] = drawn[line, column]
+    place = np.cumsum(keep, axis=1)[line, kept] - 1
+    found[rows[line], filled[line] + place] = drawn[line, kept]
 
 
 def _draw_exactly(targets: Targets, found: np.ndarray, goal: np.ndarray, row: int, weights: np.ndarray) -> None:

@@ -39,6 +39,10 @@ class Ragged(NamedTuple):
         kept = np.concatenate([[0], np.cumsum(keep)])
         return Ragged(self.values[keep], kept[self.offsets])
 
+    def select(self, keep: np.ndarray) -> "Ragged":
+        """Those lists for which `keep`, of shape `(n,)`, is true."""
+        return slices(self.values, self.offsets[:-1][keep], self.offsets[1:][keep])
+
 
 def slices(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
     """The lists `values[start:stop]`, one for each pair of `starts` and `stops`."""
@@ -149,15 +153,15 @@ def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[np.minimum(place, len(ascending) - 1)] == values
 
 
-def make_events(log: InteractionLog, positive: float | None) -> Events:
+def make_events(log: InteractionLog, positive: float) -> Events:
     """
     The events of a log.
 
     Args:
         log ([`~trl_dmpo.data.log.InteractionLog`]):
             The log.
-        positive (`float`, *optional*):
-            An item was liked if it was rated higher. If `None`, or if the log has no ratings, all were.
+        positive (`float`):
+            An item was liked if it was rated higher. If the log has no ratings, all were.
 
     Returns:
         [`Events`]
@@ -165,7 +169,7 @@ def make_events(log: InteractionLog, positive: float | None) -> Events:
     frame = log.interactions
     user_ids = frame["user_id"].unique(maintain_order=True)  # the log is sorted
     rating = frame["rating"].to_numpy() if "rating" in frame.columns else None
-    liked = np.ones(frame.height, bool) if rating is None or positive is None else rating > positive
+    liked = np.ones(frame.height, bool) if rating is None else rating > positive
     return Events(
         user_ids=user_ids,
         items=log.items,

@@ -8,7 +8,7 @@ An interaction log: who took which item when. What every source is read into and
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -189,7 +189,7 @@ def _clean_items(items: _Counted) -> _Counted:
     texts = [name for name, dtype in items.frame.schema.items() if dtype == pl.String and name != "item_id"]
     raw = items.frame["title"].cast(pl.String)
     items = items._replace(frame=items.frame.with_columns(raw).with_columns(clean_text(pl.col(*texts, "title"))))
-    marked = items.frame.select((pl.col("title") != raw) & raw.str.contains(_MARKERS)).to_series().sum()
+    marked = int(items.frame.select((pl.col("title") != raw) & raw.str.contains(_MARKERS)).to_series().sum())
     items = items.without(pl.col("item_id").is_null(), "items without an id")
     items = items.without(pl.col("title").fill_null("") == "", "items without a title")
     items = items.without(~pl.col("item_id").is_first_distinct(), "items listed twice, the first kept")
@@ -218,3 +218,22 @@ def _clean_interactions(events: _Counted, known: pl.Series) -> _Counted:
 
 def _covers(known: pl.Series, asked: pl.Series) -> bool:
     return asked.unique().is_in(known.implode()).all()
+
+
+def with_text_ids(log: InteractionLog) -> InteractionLog:
+    """
+    The log with strings for ids, so that its rows can stand beside those of another.
+
+    Args:
+        log ([`InteractionLog`]):
+            The log.
+
+    Returns:
+        [`InteractionLog`]: sorted by the new ids.
+    """
+    ids = pl.col("user_id", "item_id").cast(pl.String)
+    interactions = log.interactions.with_columns(ids).sort("user_id", "timestamp", "item_id")
+    if "impressions" in interactions.columns:
+        interactions = interactions.with_columns(pl.col("impressions").cast(pl.List(pl.String)))
+    items = log.items.with_columns(pl.col("item_id").cast(pl.String)).sort("item_id")
+    return replace(log, interactions=interactions, items=items)

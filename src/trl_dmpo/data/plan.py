@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from .build_config import BuildConfig
 from .drawing import Targets
-from .events import Events, Ragged, make_events, slices
+from .events import Events, Ragged, make_events
 from .log import InteractionLog
 from .negatives import Uniform
 from .seeding import make_keys
@@ -45,6 +45,8 @@ class Plan:
         ranking_negatives (`np.ndarray` of shape `(H, C)`):
             Items to rank it among, for the `H` rows of validation and test, which come last; -1 where there is none, at the
             end. `C` is 0 if the row's own answers are the candidates.
+        popularity (`np.ndarray` of shape `(I,)`):
+            How often each item was liked in training.
         notes (`dict[str, int]`):
             What was left out or found short, with the number of rows.
     """
@@ -59,6 +61,7 @@ class Plan:
     disliked: Ragged
     negatives: np.ndarray
     ranking_negatives: np.ndarray
+    popularity: np.ndarray
     notes: dict[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -105,6 +108,7 @@ def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
         disliked=events.before(event, ~events.liked, config.max_history) if form.disliked else _none(len(event)),
         negatives=negatives,
         ranking_negatives=ranking_negatives,
+        popularity=np.bincount(events.item[(assigned == 0) & events.liked], minlength=events.items.height),
         notes=log.notes | notes,
     )
     plan = _with_negatives(plan)
@@ -154,7 +158,8 @@ def _choose(
     silent = len(events.user_ids) - len(np.unique(events.user[event]))
     notes = {f"users without a target after {config.min_history} others": silent} if silent else {}
     train = event[assigned[event] == 0]
-    train = train[_from_end(events.user[train]) <= (config.train_targets or len(train))]
+    if config.train_targets != -1:
+        train = train[_from_end(events.user[train]) <= config.train_targets]
     if config.few_shot is not None:
         train = train[_is_drawn(events, train, config)]
     event = np.concatenate([train, event[assigned[event] != 0]])
@@ -225,26 +230,34 @@ def _with_negatives(plan: Plan) -> Plan:
         "rows without an eligible negative, left out": none,
         f"rows with fewer than {wanted} negatives": few - none,
     }
-    return _select(plan, found > 0, {reason: count for reason, count in notes.items() if count})
+    return select_rows(plan, found > 0, {reason: count for reason, count in notes.items() if count})
 
 
-def _select(plan: Plan, keep: np.ndarray, notes: dict[str, int]) -> Plan:
-    if keep.all():
-        return replace(plan, notes=plan.notes | notes)
+def select_rows(plan: Plan, keep: np.ndarray, notes: dict[str, int] | None = None) -> Plan:
+    """
+    The plan with some of its rows.
+
+    Args:
+        plan ([`Plan`]):
+            The rows.
+        keep (`np.ndarray` of shape `(R,)`):
+            Which to keep.
+        notes (`dict[str, int]`, *optional*):
+            What to add to the notes.
+
+    Returns:
+        [`Plan`]
+    """
     return replace(
         plan,
         split=plan.split[keep],
         event=plan.event[keep],
-        history=_pick(plan.history, keep),
-        disliked=_pick(plan.disliked, keep),
+        history=plan.history.select(keep),
+        disliked=plan.disliked.select(keep),
         negatives=plan.negatives[keep],
         ranking_negatives=plan.ranking_negatives[keep[plan.split > 0]],
-        notes=plan.notes | notes,
+        notes=plan.notes | (notes or {}),
     )
-
-
-def _pick(lists: Ragged, keep: np.ndarray) -> Ragged:
-    return slices(lists.values, lists.offsets[:-1][keep], lists.offsets[1:][keep])
 
 
 def rows_of(plan: Plan) -> pl.DataFrame:

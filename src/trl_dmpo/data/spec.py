@@ -75,7 +75,7 @@ def parse_mixture(text: Any, choices: Mapping[str, type], option: str) -> Any:
     tree = _parse(text, option)
     if not isinstance(tree, ast.BinOp):
         return _make(tree, choices, option)
-    parts = []
+    parts: list[ast.expr] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
         parts.insert(0, tree.right)
         tree = tree.left
@@ -105,8 +105,8 @@ def _make(tree: ast.expr, choices: Mapping[str, type], option: str, defaults: Ma
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(f"`{option}`: there is no {name!r}, only: {', '.join(choices)}.{hint}")
     known = [field.name for field in fields(choices[name])]
-    given = {keyword.arg: _value(keyword.value, name, option) for keyword in call.keywords}
-    wrong = [str(argument) for argument in given if argument not in known]
+    given = {str(keyword.arg): _value(keyword.value, name, option) for keyword in call.keywords}
+    wrong = [argument for argument in given if argument not in known]
     if call.args or wrong:
         what = f"no {wrong[0]!r}" if wrong else "keyword arguments only"
         raise ValueError(f"`{option}`: {name} takes {what}; it takes: {', '.join(known) or 'nothing'}.")

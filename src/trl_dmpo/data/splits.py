@@ -141,10 +141,10 @@ class ByUser:
         users = targets["user_id"].unique(maintain_order=True)
         place = draw_order(len(users), seed, purpose=1) / len(users)
         drawn = pl.DataFrame({"user_id": users, "place": place})
-        place = targets.select("user_id").join(drawn, on="user_id", how="left", maintain_order="left")["place"]
-        is_test, is_validation = place < self.test, place < self.test + self.validation
+        joined = targets.select("user_id").join(drawn, on="user_id", how="left", maintain_order="left")
+        is_test, held_out = pl.col("place") < self.test, pl.col("place") < self.test + self.validation
         late = _from_end <= self.per_user
-        return targets.select(_named(is_test & late, is_validation & ~is_test & late, ~is_validation)).to_series()
+        return joined.select(_named(is_test & late, held_out & ~is_test & late, ~held_out)).to_series()
 
 
 SPLITS = {"leave_one_out": LeaveOneOut, "leave_last_n": LeaveLastN, "time": AtTime, "user": ByUser}

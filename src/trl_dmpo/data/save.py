@@ -1,0 +1,192 @@
+"""A prepared dataset as a folder: parquet files, the catalogue, the options and a card. Whole, or not there."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from .build import write_texts
+from .card import write_card
+from .plan import Plan
+from .splits import SPLIT_NAMES
+
+
+OPTIONS_FILE = "prepare.yaml"
+
+
+class Saved(NamedTuple):
+    """
+    What was saved.
+
+    Args:
+        content_hash (`str`):
+            SHA-256 of all rows: the same for the same data, options and version of this package.
+        rows (`dict[str, dict[str, int]]`):
+            Number of rows by configuration and split.
+        notes (`dict[str, int]`):
+            What was left out, changed or found short, with the number of rows.
+        examples (`list[dict]`):
+            The first rows of `preference`.
+    """
+
+    content_hash: str
+    rows: dict[str, dict[str, int]]
+    notes: dict[str, int]
+    examples: list[dict]
+
+
+def save_dataset(
+    plans: Sequence[Plan],
+    folder: Path,
+    options: Mapping[str, Any],
+    tokenizer: Any = None,
+    progress: Callable[[int], None] = lambda rows: None,
+    overwrite: bool = False,
+) -> Saved:
+    """
+    Write the configurations `preference`, `sft`, `ranking` and `items` of a dataset, with its card.
+
+    All is written beside `folder` and renamed at the end.
+
+    Args:
+        plans (`Sequence[Plan]`):
+            The rows: one plan, or several with different splits.
+        folder (`Path`):
+            Where to write. It must not be there, or be empty, or with `overwrite` be a prepared dataset.
+        options (`Mapping[str, Any]`):
+            What the dataset was prepared with, for the card and for `prepare.yaml`.
+        tokenizer (*optional*):
+            Counts tokens for `max_prompt_tokens`.
+        progress (`Callable[[int], None]`, *optional*):
+            Called with the number of rows that have been written since the last call.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to replace a prepared dataset that is there.
+
+    Returns:
+        [`Saved`]
+
+    Raises:
+        `FileExistsError`: there is something else in `folder`.
+        `ValueError`: a row cannot be written, which the message names.
+    """
+    with _written_aside(folder, overwrite) as aside:
+        saved = _write_configurations(plans, aside, tokenizer, progress)
+        (aside / OPTIONS_FILE).write_text(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True))
+        write_card(aside, plans, options, saved)
+    return saved
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise `FileExistsError` if writing to `folder` would destroy what is there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    ours = (folder / OPTIONS_FILE).is_file()
+    if not ours:
+        raise FileExistsError(f"`output_dir`: {folder} is there and is not a prepared dataset. Choose another folder.")
+    if not overwrite:
+        raise FileExistsError(
+            f"`output_dir`: {folder} holds a prepared dataset. Choose another folder, or set `overwrite_output_dir`."
+        )
+
+
+@contextmanager
+def _written_aside(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` at the end, and goes if anything fails."""
+    check_folder(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        aside = temporary / "new"
+        aside.mkdir()
+        yield aside
+        check_folder(folder, overwrite)
+        if folder.exists():
+            folder.rename(temporary / "old")
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(temporary)
+
+
+class _HashingFile:
+    """A file of which only the hash is kept."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+class _Split:
+    """A split of a configuration while it is being written: a parquet file and a hash of its rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self.rows = 0
+        self.content = _HashingFile()
+        self._stream = pa.ipc.new_stream(self.content, schema)
+        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        self._stream.write_table(table.combine_chunks())
+        self._file.write_table(table)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._file.close()
+
+
+def _write_configurations(
+    plans: Sequence[Plan], folder: Path, tokenizer: Any, progress: Callable[[int], None]
+) -> Saved:
+    files: dict[tuple[str, str], _Split] = {}
+    shortened: list[int] = []
+    examples: list[dict] = []
+
+    def add(configuration: str, split: str, table: pa.Table) -> None:
+        key = configuration, split
+        if key not in files:
+            path = folder / configuration / f"{split}-00000-of-00001.parquet"
+            files[key] = _Split(path, table.schema)
+        files[key].write(table)
+
+    try:
+        for plan in plans:
+            for split, tables in write_texts(plan, tokenizer, shortened):
+                for configuration, table in tables.items():
+                    add(configuration, split, table)
+                examples += tables["preference"].slice(0, 3 - len(examples)).to_pylist()
+                progress(len(tables["preference"]))
+            add("items", SPLIT_NAMES.categories[int(plan.split.min())], _catalogue(plan))
+    finally:
+        for file in files.values():
+            file.close()
+    rows: dict[str, dict[str, int]] = {}
+    for (configuration, split), file in files.items():
+        rows.setdefault(configuration, {})[split] = file.rows
+    together = "".join(f"{'/'.join(key)} {file.content.hash.hexdigest()}\n" for key, file in sorted(files.items()))
+    notes: dict[str, int] = {}
+    for plan in plans:
+        notes |= {reason: notes.get(reason, 0) + count for reason, count in plan.notes.items()}
+    if shortened:
+        notes["prompts with a history cut for `max_prompt_tokens`"] = len(shortened)
+    return Saved(hashlib.sha256(together.encode()).hexdigest(), rows, notes, examples)
+
+
+def _catalogue(plan: Plan) -> pa.Table:
+    """The items, with how often each was liked in training."""
+    return plan.events.items.with_columns(popularity=plan.popularity).to_arrow()
