@@ -1,15 +1,14 @@
-"""A real model on rows made from published files. Skipped where neither is present."""
+"""A real model on rows of published files. Skipped where neither is present."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 
-from tests.conftest import ROOT, SHARED, not_interpreted
+from tests.conftest import SHARED, not_interpreted
 from trl_dmpo import DMPOTrainer
+from trl_dmpo.data.formats import load_rows
 
 
 ASSETS = Path(os.environ.get("TRL_DMPO_ASSETS", Path.home() / ".cache" / "trl-dmpo-assets"))
@@ -24,23 +23,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def formats():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("real_rows", ROOT / "benchmarks" / "real_rows.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.FORMATS
-
-
 @pytest.mark.parametrize(("name", "negatives"), [("llara", 19), ("dmpo", 1)])
-def test_a_real_model_scores_real_rows_exactly(name, negatives, formats, make_args):
-    rows = list(formats[name](json.loads(FILES[name].read_text())))[:4]
+def test_a_real_model_scores_real_rows_exactly(name, negatives, make_args):
+    rows = load_rows(FILES[name], chat=True).select(range(4))
     assert len(rows[0]["rejected"]) == negatives
-    trainer = DMPOTrainer(
-        str(SMOLLM2), args=make_args(max_steps=1, learning_rate=1e-5), train_dataset=Dataset.from_list(rows)
-    )
+    trainer = DMPOTrainer(str(SMOLLM2), args=make_args(max_steps=1, learning_rate=1e-5), train_dataset=rows)
     row = trainer.train_dataset[0]
     batch = trainer.data_collator([row])
     with torch.no_grad():

@@ -97,9 +97,11 @@ def write_texts(
     Raises:
         `ValueError`: a row cannot be written, which the message names.
     """
-    writer = _Writer(
-        plan, _make_write(plan, tokenizer), plan.events.items.to_dicts(), [] if shortened is None else shortened
-    )
+    items = plan.events.items.to_dicts()
+    named = [plan.form.answer(item) for item in items]
+    # What names an item is written once for the item, not once for every row that it is in
+    names = None if named[0] is None else pa.array(named)
+    writer = _Writer(plan, _make_write(plan, tokenizer), items, names, [] if shortened is None else shortened)
     for number, split in enumerate(SPLIT_NAMES.categories):
         rows = np.flatnonzero(plan.split == number)
         for start in range(0, len(rows), _CHUNK):
@@ -122,43 +124,48 @@ class _Writer(NamedTuple):
     plan: Plan
     write: Callable[[Case], tuple[Text, int]]
     items: list[dict]
+    names: pa.Array | None
     shortened: list[int]
 
     def tables(self, rows: np.ndarray) -> dict[str, pa.Table]:
         """The rows in each configuration."""
-        plan = self.plan
-        texts = self.texts(rows, plan.negatives[rows])
+        plan, negatives = self.plan, self.plan.negatives[rows]
+        # A prompt that names no candidate is the same whatever they are
+        texts = self.texts(rows, negatives if self.names is None or plan.form.listed else negatives[:, :0])
+        prompts = {"prompt": pa.array([text.prompt for text in texts])}
         ids = self.ids(rows)
-        answers = {"chosen": [text.chosen for text in texts], "rejected": [text.rejected for text in texts]}
-        prompts = {"prompt": [text.prompt for text in texts]}
-        rejected_ids = {"rejected_ids": self.item_lists(plan.negatives[rows])} if plan.form.negatives else {}
+        chosen, rejected = self.answers(rows, texts)
+        rejected_ids = {"rejected_ids": self.item_lists(negatives)} if plan.form.negatives else {}
         tables = {
-            "preference": pa.table(prompts | answers | ids | rejected_ids),
-            "sft": pa.table(prompts | {"completion": answers["chosen"]} | ids),
+            "preference": pa.table({**prompts, "chosen": chosen, "rejected": rejected, **ids, **rejected_ids}),
+            "sft": pa.table({**prompts, "completion": chosen, **ids}),
         }
         if plan.split[rows[0]] > 0:
-            tables["ranking"] = self.ranking(rows, texts)
+            tables["ranking"] = pa.table({**prompts, **self.candidates(rows, texts), **ids})
         return tables
+
+    def answers(self, rows: np.ndarray, texts: list[Text]) -> tuple[pa.Array, pa.Array]:
+        """What was chosen and what was rejected."""
+        if self.names is None:
+            return pa.array([text.chosen for text in texts]), pa.array([text.rejected for text in texts])
+        chosen = self.names.take(pa.array(self.plan.events.item[self.plan.event[rows]]))
+        return chosen, _lists_of(self.names, self.plan.negatives[rows])
 
     def ids(self, rows: np.ndarray) -> dict[str, pa.Array]:
         """What every configuration says about its rows."""
         events, event, history = self.plan.events, self.plan.event[rows], self.plan.history
         offsets = history.offsets[rows[0] : rows[-1] + 2]
         taken = events.item[history.values[offsets[0] : offsets[-1]]]
+        item_ids = events.items["item_id"]
         return {
             "user_id": events.user_ids.gather(events.user[event]).to_arrow(),
-            "chosen_id": self.item_ids(events.item[event]),
-            "history_ids": _list_array(self.item_ids(taken), offsets - offsets[0]),
+            "chosen_id": item_ids.gather(events.item[event]).to_arrow(),
+            "history_ids": _list_array(item_ids.gather(taken).to_arrow(), offsets - offsets[0]),
             "timestamp": pa.array(events.time[event]),
         }
 
-    def item_ids(self, items: np.ndarray) -> pa.Array:
-        return self.plan.events.items["item_id"].gather(items).to_arrow()
-
     def item_lists(self, items: np.ndarray) -> pa.Array:
-        """The ids of the items of a matrix, row by row, without its -1."""
-        lengths = (items >= 0).sum(axis=1)
-        return _list_array(self.item_ids(items[items >= 0]), np.concatenate([[0], np.cumsum(lengths)]))
+        return _lists_of(self.plan.events.items["item_id"].to_arrow(), items)
 
     def texts(self, rows: np.ndarray, negatives: np.ndarray) -> list[Text]:
         texts: list[Text] = []
@@ -177,19 +184,17 @@ class _Writer(NamedTuple):
         plan, items = self.plan, self.items
         with_rating = plan.form.history == "rated"
         event = plan.event[rows]
-        targets = self.described(event, with_rating or plan.form.targets == "all")
-        history = self.described_lists(plan.history, rows, with_rating)
-        disliked = self.described_lists(plan.disliked, rows, False)
         columns = (
-            targets,
-            history,
-            disliked,
+            self.described(event, with_rating or plan.form.targets == "all"),
+            self.described_lists(plan.history, rows, with_rating),
+            self.described_lists(plan.disliked, rows, False),
             plan.events.liked[event].tolist(),
             negatives.tolist(),
             plan.keys[rows].tolist(),
         )
-        for target, taken, unliked, liked, others, key in zip(*columns, strict=True):
-            yield Case(taken, unliked, target, liked, [items[other] for other in others if other >= 0], Random(key))
+        for target, history, disliked, liked, others, key in zip(*columns, strict=True):
+            negative = [items[other] for other in others if other >= 0]
+            yield Case(history, disliked, target, liked, negative, Random(key))
 
     def described(self, events: np.ndarray, with_rating: bool) -> list[dict]:
         """The items of events, with this user's rating if asked for."""
@@ -204,31 +209,37 @@ class _Writer(NamedTuple):
         described = self.described(lists.values[offsets[0] : offsets[-1]], with_rating)
         return (described[start:stop] for start, stop in pairwise((offsets - offsets[0]).tolist()))
 
-    def ranking(self, rows: np.ndarray, texts: list[Text]) -> pa.Table:
+    def candidates(self, rows: np.ndarray, texts: list[Text]) -> dict[str, pa.Array]:
         """Each row's candidates in random order, and the place of the chosen one."""
-        plan = self.plan
-        negatives = plan.negatives[rows]
+        plan, others = self.plan, self.plan.negatives[rows]
         if plan.ranking_negatives.shape[1]:
-            negatives = plan.ranking_negatives[rows - np.flatnonzero(plan.split > 0)[0]]
-            texts = self.texts(rows, negatives)
-        answers = [[text.chosen, *text.rejected] for text in texts]
-        lengths = np.array([len(row) for row in answers])
-        numbers = np.arange(lengths.max())
-        draws = uniforms(make_keys(plan.config.seed, _SHUFFLE)[:, None] ^ plan.keys[rows, None], numbers)
-        order = np.argsort(np.where(numbers < lengths[:, None], draws, np.inf), axis=1, kind="stable")
-        table = {
-            "prompt": [text.prompt for text in texts],
-            "candidates": [
-                [row[place] for place in places[: len(row)]]
-                for row, places in zip(answers, order.tolist(), strict=True)
-            ],
-            "label": pa.array(np.argmin(order, axis=1)),
-            **self.ids(rows),
-        }
+            others = plan.ranking_negatives[rows - np.flatnonzero(plan.split > 0)[0]]
+        items = np.concatenate([plan.events.item[plan.event[rows], None], others], axis=1)
+        answers = [[text.chosen, *text.rejected] for text in texts] if self.names is None else None
+        lengths = (items >= 0).sum(axis=1) if answers is None else np.array([len(row) for row in answers])
+        order = self.shuffled(rows, lengths)
+        label = {"label": pa.array(np.argmin(order, axis=1))}
+        ids = {}
         if plan.form.negatives:
-            candidates = np.concatenate([plan.events.item[plan.event[rows], None], negatives], axis=1)
-            table["candidate_ids"] = self.item_lists(np.take_along_axis(candidates, order, axis=1))
-        return pa.table(table)
+            items = np.take_along_axis(items, order, axis=1)
+            ids = {"candidate_ids": self.item_lists(items)}
+        if answers is None:
+            return {"candidates": _lists_of(self.names, items), **label, **ids}
+        mixed = [[row[i] for i in places[: len(row)]] for row, places in zip(answers, order.tolist(), strict=True)]
+        return {"candidates": pa.array(mixed), **label, **ids}
+
+    def shuffled(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """A random order of the first of each row's places, of shape `(len(rows), max(lengths))`."""
+        places = np.arange(lengths.max())
+        draws = uniforms(make_keys(self.plan.config.seed, _SHUFFLE)[:, None] ^ self.plan.keys[rows, None], places)
+        return np.argsort(np.where(places < lengths[:, None], draws, np.inf), axis=1, kind="stable")
+
+
+def _lists_of(values: pa.Array, numbers: np.ndarray) -> pa.Array:
+    """The rows of a matrix of places in `values`, without its -1, as lists of these values."""
+    real = numbers >= 0
+    offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+    return _list_array(values.take(pa.array(numbers[real])), offsets)
 
 
 def _list_array(values: pa.Array, offsets: np.ndarray) -> pa.Array:

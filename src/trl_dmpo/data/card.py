@@ -176,12 +176,13 @@ def _draw_counts(axes: "Axes", splits: list[dict[str, np.ndarray]], label: str) 
     named = [(split, values) for each in splits for split, values in each.items()]
     width = 0.8 / len(named)
     for number, (split, values) in enumerate(named):
-        count = np.bincount(values)
-        place = np.arange(len(count)) - 0.4 + (number + 0.5) * width
-        axes.bar(place[count > 0], count[count > 0], width, color=_COLORS[split], label=split)
+        value, count = np.unique(values, return_counts=True)
+        axes.bar(value - 0.4 + (number + 0.5) * width, count / len(values), width, color=_COLORS[split], label=split)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, np.rint(low) - 0.5), max(high, np.rint(high) + 0.5))
     axes.set_xlabel(label)
-    axes.set_ylabel("rows")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("share of the split's rows")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _draw_popularity(axes: "Axes", plans: Sequence[Plan]) -> None:

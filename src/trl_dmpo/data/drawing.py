@@ -18,6 +18,10 @@ from .seeding import make_keys, uniforms
 
 # How often what was drawn and is not eligible is drawn anew, before all eligible items of a row are looked at
 _ROUNDS = 8
+# How many more than it lacks a row draws in a round
+_SPARE = 2
+# Rows drawn for at a time
+_CHUNK = 1 << 12
 # Random numbers of a row that a round may use
 _STRIDE = 1 << 24
 
@@ -76,7 +80,11 @@ class Targets:
     def may_draw(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether the items are eligible for the rows; both of shapes that broadcast."""
         forbidden = self.events.liked_pairs if self.forbidden is None else self.forbidden
-        pairs = self.events.pairs(self.user[rows], items)
+        user = self.user[rows]
+        if user.size:  # only what these users did: a short list is searched faster
+            ends = np.array([user.min(), user.max() + 1]) * np.int64(self.events.items.height)
+            forbidden = forbidden[slice(*np.searchsorted(forbidden, ends))]
+        pairs = self.events.pairs(user, items)
         target = self.events.same_title[self.item[rows]] == self.events.same_title[items]
         return ~target & ~is_among(pairs, forbidden)
 
@@ -133,33 +141,67 @@ def _draw(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarra
     heap = np.cumsum(weights, dtype=np.float64)
     if len(heap) == 0 or heap[-1] == 0:
         return
+    bins = _Bins(heap)
     for turn in range(_ROUNDS):
         missing = goal[rows] - (found[rows] >= 0).sum(axis=1)
         rows, missing = rows[missing > 0], missing[missing > 0]
         if len(rows) == 0:
             return
-        width = int(missing.max()) + 2
-        numbers = turn * _STRIDE + np.arange(width)
-        drawn = np.searchsorted(heap, uniforms(targets.keys[rows, None], numbers) * heap[-1], side="right")
-        _keep_eligible(targets, found, goal, rows, drawn.astype(np.int32))
+        numbers = turn * _STRIDE + np.arange(int(missing.max()) + _SPARE)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            drawn = bins.find(uniforms(targets.keys[rows[part], None], numbers))
+            _keep_eligible(targets, found, missing[part], rows[part], drawn)
     for lacking in rows[goal[rows] > (found[rows] >= 0).sum(axis=1)]:
         _draw_exactly(targets, found, goal, int(lacking), weights)
 
 
-def _keep_eligible(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarray, drawn: np.ndarray) -> None:
-    """Write what is eligible and new of `drawn`, of shape `(len(rows), width)`, into `found`, up to the goal."""
-    titles = targets.events.same_title
-    have = np.where(found[rows] >= 0, titles[found[rows]], -1)
-    new = titles[drawn]
-    keep = targets.may_draw(rows[:, None], drawn)
-    for column in range(drawn.shape[1]):
-        keep[:, column] &= ~(have == new[:, column, None]).any(axis=1)
-        keep[:, column] &= ~((new[:, :column] == new[:, column, None]) & keep[:, :column]).any(axis=1)
-    keep &= np.cumsum(keep, axis=1) <= (goal[rows] - (found[rows] >= 0).sum(axis=1))[:, None]
-    line, kept = np.nonzero(keep)
+class _Bins:
+    """Which of ascending sums a share of the last one falls below, found by its leading bits where these are enough."""
+
+    def __init__(self, sums: np.ndarray) -> None:
+        self.sums = sums
+        self.count = 1 << max(10, len(sums).bit_length() + 4)
+        bounds = np.searchsorted(sums, np.arange(self.count + 1) / self.count * sums[-1], side="right").astype(
+            np.int32
+        )
+        self.first, self.clear = bounds[:-1], bounds[:-1] == bounds[1:]
+
+    def find(self, shares: np.ndarray) -> np.ndarray:
+        """`np.searchsorted(sums, shares * sums[-1], side="right")`, as `int32`."""
+        place = (shares * self.count).astype(np.int32)
+        found = self.first[place]
+        unclear = ~self.clear[place]
+        found[unclear] = np.searchsorted(self.sums, shares[unclear] * self.sums[-1], side="right")
+        return found
+
+
+def _keep_eligible(
+    targets: Targets, found: np.ndarray, missing: np.ndarray, rows: np.ndarray, drawn: np.ndarray
+) -> None:
+    """Write what is eligible and new of `drawn`, of shape `(len(rows), width)`, into `found`, as many as are missing."""
     filled = (found[rows] >= 0).sum(axis=1)
-    place = np.cumsum(keep, axis=1)[line, kept] - 1
-    found[rows[line], filled[line] + place] = drawn[line, kept]
+    have = found[rows, : int(filled.max(initial=0))]
+    # As many as the row would draw by itself: what it gets must not depend on what others lack
+    keep = targets.may_draw(rows[:, None], drawn) & (np.arange(drawn.shape[1]) < missing[:, None] + _SPARE)
+    keep &= ~_is_repeated(targets.events.same_title, have, drawn)
+    place = np.cumsum(keep, axis=1)
+    keep &= place <= missing[:, None]
+    line, column = np.nonzero(keep)
+    found[rows[line], filled[line] + place[line, column] - 1] = drawn[line, column]
+
+
+def _is_repeated(titles: np.ndarray, have: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Whether the title of each of `drawn` stands further left in its row, or among what the row has."""
+    items = np.concatenate([have, drawn], axis=1)
+    width = items.shape[1]
+    marked = np.where(items >= 0, titles[items], -1).astype(np.int64) * width + np.arange(width)
+    marked.sort(axis=1)
+    title, column = np.divmod(marked, width)
+    repeated = np.zeros(items.shape, bool)
+    line, place = np.nonzero(title[:, 1:] == title[:, :-1])
+    repeated[line, column[line, place + 1]] = True
+    return repeated[:, have.shape[1] :]
 
 
 def _draw_exactly(targets: Targets, found: np.ndarray, goal: np.ndarray, row: int, weights: np.ndarray) -> None:

@@ -45,7 +45,20 @@ class Ragged(NamedTuple):
 
 
 def slices(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
-    """The lists `values[start:stop]`, one for each pair of `starts` and `stops`."""
+    """
+    The lists `values[start:stop]`, one for each pair of `starts` and `stops`.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from trl_dmpo.data.events import slices
+
+    >>> lists = slices(np.array([5, 6, 7, 8]), np.array([1, 0]), np.array([4, 1]))
+    >>> lists.values.tolist(), lists.offsets.tolist()
+    ([6, 7, 8, 5], [0, 3, 4])
+    ```
+    """
     offsets = np.concatenate([[0], np.cumsum(stops - starts)])
     index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
     return Ragged(values[index], offsets)
@@ -92,6 +105,16 @@ class Events:
         """For each item the first that has the same title: a reader cannot tell them apart. Of shape `(I,)`."""
         numbered = self.items.select("title").with_row_index()
         return numbered.select(pl.col("index").first().over("title").cast(pl.Int32)).to_series().to_numpy()
+
+    @cached_property
+    def is_new(self) -> np.ndarray:
+        """Whether the user had met no item of this title before. Of shape `(N,)`."""
+        new = np.ones(len(self.user), bool)
+        repeated = np.unique(self.same_title[self.same_title != np.arange(len(self.same_title))])
+        doubtful = np.flatnonzero(np.isin(self.same_title, repeated)[self.item])
+        _, first = np.unique(self.pairs(self.user[doubtful], self.item[doubtful]), return_index=True)
+        new[np.delete(doubtful, first)] = False
+        return new
 
     def before(self, events: np.ndarray, among: np.ndarray, limit: int | None = None) -> Ragged:
         """
@@ -148,7 +171,9 @@ class Events:
 
 
 def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Whether each of `values` is one of `ascending`, which is sorted and not empty."""
+    """Whether each of `values` is one of `ascending`, which is sorted."""
+    if len(ascending) == 0:
+        return np.zeros(values.shape, bool)
     place = np.searchsorted(ascending, values)
     return ascending[np.minimum(place, len(ascending) - 1)] == values
 

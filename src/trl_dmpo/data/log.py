@@ -7,10 +7,12 @@ An interaction log: who took which item when. What every source is read into and
 | `items` | `item_id`, `title`, and any text features |
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 
@@ -152,18 +154,24 @@ def _as_number(column: pl.Series, dtype: Any, source: str) -> pl.Series:
     bad = number.is_null() & column.is_not_null()
     if dtype == pl.Float64:
         bad |= number.is_nan().fill_null(False) | number.is_infinite().fill_null(False)
+    _refuse_unread(column, bad, "a number", source)
+    return number
+
+
+def _refuse_unread(column: pl.Series, bad: pl.Series, what: str, source: str) -> None:
     if bad.any():
         row = bad.arg_true()[0]
         raise ValueError(
-            f"{source}: {column.name} {column[row]!r} in row {row + 1} of the interactions is not a number. Mend or remove it."
+            f"{source}: {column.name} {column[row]!r} in row {row + 1} of the interactions is not {what}. Mend or remove it."
         )
-    return number
 
 
 def _as_seconds(column: pl.Series, source: str) -> pl.Series:
     if column.dtype == pl.String and column.drop_nulls().str.contains(r"^\d{4}-\d\d-\d\d").all():
         column = column.str.slice(0, 19).str.replace("T", " ").str.pad_end(19, " ").str.replace(r"\s+$", " 00:00:00")
-        column = column.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+        moments = column.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+        _refuse_unread(column, moments.is_null() & column.is_not_null(), "a date such as 2003-01-31 23:59:59", source)
+        column = moments
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("us")).dt.epoch("s")
     number = _as_number(column, pl.Float64 if column.dtype in (pl.String, pl.Float32) else column.dtype, source)
@@ -188,7 +196,7 @@ def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataF
 def _clean_items(items: _Counted) -> _Counted:
     texts = [name for name, dtype in items.frame.schema.items() if dtype == pl.String and name != "item_id"]
     raw = items.frame["title"].cast(pl.String)
-    items = items._replace(frame=items.frame.with_columns(raw).with_columns(clean_text(pl.col(*texts, "title"))))
+    items = items._replace(frame=items.frame.with_columns(raw).with_columns(clean_text(pl.col(*{*texts, "title"}))))
     marked = int(items.frame.select((pl.col("title") != raw) & raw.str.contains(_MARKERS)).to_series().sum())
     items = items.without(pl.col("item_id").is_null(), "items without an id")
     items = items.without(pl.col("title").fill_null("") == "", "items without a title")
@@ -205,15 +213,72 @@ def clean_text(text: pl.Expr) -> pl.Expr:
 
 def _clean_interactions(events: _Counted, known: pl.Series) -> _Counted:
     for column in ("user_id", "item_id", "timestamp", "rating"):
-        if column in events.frame.columns:
+        if column in events.frame.columns and events.frame[column].null_count():
             events = events.without(pl.col(column).is_null(), f"interactions without {column}")
     if not _covers(known, events.frame["item_id"]):
         events = events.without(~pl.col("item_id").is_in(known.implode()), "interactions with an item without a title")
     # By item last: what is equal in time must not depend on the order of the rows
-    frame = events.frame.sort("user_id", "timestamp", "item_id")
-    repeated = frame.select(~pl.struct("user_id", "item_id").is_first_distinct()).to_series()
-    events = events._replace(frame=frame)
-    return events.without(pl.lit(repeated), "repeated interactions, the first kept") if repeated.any() else events
+    order = ["user_id", "timestamp", "item_id"]
+    if not _has_repeated(events.frame):
+        return events._replace(frame=_sorted(events.frame, order))
+    rating = ["rating"] if "rating" in events.frame.columns else []  # nor on which of two of one moment came first
+    events = events._replace(frame=events.frame.sort(*order, *rating))
+    return events.without(
+        ~pl.struct("user_id", "item_id").is_first_distinct(), "repeated interactions, the first kept"
+    )
+
+
+def _has_repeated(frame: pl.DataFrame) -> bool:
+    """Whether a user has an item more than once."""
+    pairs = _packed(frame, ["user_id", "item_id"])
+    if pairs is None:
+        return frame.select(pl.struct("user_id", "item_id").n_unique()).item() < frame.height
+    pairs.numbers.sort()
+    return bool((pairs.numbers[1:] == pairs.numbers[:-1]).any())
+
+
+def _sorted(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """`frame` by `columns`, no two rows of which are the same. To sort one number for each row takes a tenth of the time."""
+    packed = _packed(frame, columns)
+    if packed is None:
+        return frame.sort(columns)
+    order = np.argsort(packed.numbers) if frame.width > len(columns) else np.empty(0, np.int64)
+    others = frame.select(pl.exclude(columns).gather(order))
+    packed.numbers.sort()
+    return packed.unpack(columns).hstack(others).select(frame.columns)
+
+
+class _Packed(NamedTuple):
+    """Columns of integers as one, in the order of their rows."""
+
+    numbers: np.ndarray
+    lows: list[int]
+    spans: list[int]
+
+    def unpack(self, columns: list[str]) -> pl.DataFrame:
+        unpacked, rest = {}, self.numbers
+        for column, low, span in zip(columns[::-1], self.lows[::-1], self.spans[::-1], strict=True):
+            rest, number = np.divmod(rest, span)
+            number += low
+            unpacked[column] = number
+        return pl.DataFrame(unpacked)
+
+
+def _packed(frame: pl.DataFrame, columns: list[str]) -> _Packed | None:
+    """`columns` as one number for each row; `None` if they are not integers, or 63 bits do not hold them."""
+    if frame.is_empty() or not all(frame[column].dtype == pl.Int64 for column in columns):
+        return None
+    arrays = [frame[column].to_numpy() for column in columns]
+    lows = [int(array.min()) for array in arrays]
+    spans = [int(array.max()) - low + 1 for array, low in zip(arrays, lows, strict=True)]
+    if math.prod(spans) >= 2**63:
+        return None
+    numbers = np.zeros(frame.height, np.int64)
+    for array, low, span in zip(arrays, lows, spans, strict=True):
+        numbers *= span
+        numbers += array
+        numbers -= low
+    return _Packed(numbers, lows, spans)
 
 
 def _covers(known: pl.Series, asked: pl.Series) -> bool:

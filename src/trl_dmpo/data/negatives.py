@@ -34,8 +34,27 @@ class Uniform:
 
         Returns:
             `np.ndarray` of shape `(R, T + max(wanted))`: `taken` and what was drawn, -1 where there is none, at the end.
+
+        Example:
+
+        ```python
+        >>> import numpy as np
+        >>> import polars as pl
+        >>> from trl_dmpo.data.drawing import Targets
+        >>> from trl_dmpo.data.events import make_events
+        >>> from trl_dmpo.data.log import make_log
+        >>> from trl_dmpo.data.negatives import Uniform
+
+        >>> titles = pl.DataFrame({"item_id": range(4), "title": ["Alien", "Aliens", "Heat", "Big"]})
+        >>> log = make_log(pl.DataFrame({"user_id": [7, 7], "item_id": [0, 2]}), titles, source="four films")
+        >>> both = np.array([True, True])
+        >>> targets = Targets(make_events(log, positive=3), np.array([0, 1]), both, both, seed=0)
+        >>> np.sort(Uniform().sample(targets, np.array([2, 1]), np.empty((2, 0), np.int32))).tolist()
+        [[1, 3], [-1, 1]]
+        ```
         """
-        return Popularity(power=0.0).sample(targets, wanted, taken)
+        weights = np.ones(targets.events.items.height)
+        return from_weights(targets, wanted, taken, np.zeros(len(wanted), np.int64), lambda group: weights)
 
 
 @dataclass(frozen=True)
@@ -65,8 +84,8 @@ class Disliked:
     """
     What the user rated and did not like: the DMPO paper's choice.
 
-    What came before the last item that the user is asked for in training belongs to training, what came later to validation
-    and test: no row learns from, or is tested with, what the other knows.
+    What came before the user's last interaction of training belongs to training, what came later to validation and test: no
+    row learns from, or is tested with, what the other knows.
     """
 
     def sample(self, targets: Targets, wanted: np.ndarray, taken: np.ndarray) -> np.ndarray:
@@ -78,7 +97,8 @@ class Disliked:
                 "not above `positive`."
             )
         last = np.full(len(events.user_ids), -1)
-        np.maximum.at(last, targets.user[targets.in_training], targets.event[targets.in_training])
+        trained = np.flatnonzero(targets.trained)
+        last[events.user[trained]] = trained  # in order: the last one stays
         mine = events.of_users(targets.user, ~events.liked)
         early = mine.values < last[targets.user][mine.owners]
         mine = mine.where(early == targets.in_training[mine.owners])
@@ -120,9 +140,10 @@ class SharedFeature:
         """As [`Uniform.sample`]. Raises `ValueError` if there is no such feature."""
         values = _feature_values(targets.events.items, self.feature)
         holders = _inverted(values)
-        # Items of the same values have the same weights
         sets = np.split(values.values, values.offsets[1:-1])
-        _, example, group = np.unique([numbers.tobytes() for numbers in sets], return_index=True, return_inverse=True)
+        # Items of the same values have the same weights. From 1, because numpy takes bytes of 0 at the end for none
+        names = [(numbers + 1).tobytes() for numbers in sets]
+        _, example, group = np.unique(names, return_index=True, return_inverse=True)
 
         def weights(group: int) -> np.ndarray:
             mine = sets[example[group]]
@@ -224,7 +245,10 @@ def _embeddings(events: Events, table: pl.DataFrame) -> np.ndarray:
             "`negatives`: a table has the columns item_id and embedding, or user_id, item_id and score; this one has: "
             f"{', '.join(table.columns)}."
         )
-    table = table.select(pl.col("item_id").cast(events.items["item_id"].dtype), "embedding")
+    table = table.select(pl.col("item_id").cast(events.items["item_id"].dtype, strict=False), "embedding").drop_nulls()
+    twice = table.filter(pl.col("item_id").is_duplicated())["item_id"]
+    if len(twice):
+        raise ValueError(f"`negatives`: item {twice[0]!r} has more than one embedding. Keep one of each.")
     known = events.items.select("item_id").join(table, on="item_id", how="left", maintain_order="left")["embedding"]
     vectors = known.drop_nulls().to_list()
     if len({len(vector) for vector in vectors}) != 1:
@@ -240,8 +264,10 @@ def _ranked(targets: Targets, table: pl.DataFrame) -> Ragged:
     users = pl.DataFrame({"user_id": events.user_ids, "user": np.arange(len(events.user_ids))})
     items = events.items.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     table = table.with_columns(
-        pl.col("user_id").cast(users["user_id"].dtype), pl.col("item_id").cast(items["item_id"].dtype)
-    )
+        pl.col("user_id").cast(users["user_id"].dtype, strict=False),
+        pl.col("item_id").cast(items["item_id"].dtype, strict=False),
+        pl.col("score").cast(pl.Float64).fill_nan(None),
+    ).drop_nulls("score")
     table = table.join(users, on="user_id").join(items, on="item_id").sort("user", -pl.col("score"), "item")
     bounds = np.searchsorted(table["user"].to_numpy(), np.arange(len(events.user_ids) + 1))
     return slices(table["item"].to_numpy(), bounds[targets.user], bounds[targets.user + 1])
@@ -283,6 +309,10 @@ class Mixture:
     """
 
     parts: tuple[tuple[float, Any], ...]
+
+    def __post_init__(self):
+        if not self.parts or min(share for share, _ in self.parts) <= 0:
+            raise ValueError("`negatives`: a mixture has at least one part, and each a share above 0.")
 
     def sample(self, targets: Targets, wanted: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """As [`Uniform.sample`]."""

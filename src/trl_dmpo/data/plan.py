@@ -85,12 +85,28 @@ def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
 
     Raises:
         `ValueError`: nothing is left to predict, an option does not fit the log, or there is a leak.
+
+    Example:
+
+    ```python
+    >>> import polars as pl
+    >>> from trl_dmpo.data import BuildConfig
+    >>> from trl_dmpo.data.log import make_log
+    >>> from trl_dmpo.data.plan import make_plan, rows_of
+
+    >>> titles = pl.DataFrame({"item_id": range(6), "title": ["Alien", "Aliens", "Heat", "Big", "Babe", "Jaws"]})
+    >>> taken = pl.DataFrame({"user_id": [7] * 4, "item_id": [0, 2, 1, 5], "timestamp": [10, 20, 30, 40]})
+    >>> log = make_log(taken, titles, source="six films")
+    >>> plan = make_plan(log, BuildConfig(negatives="uniform", num_negatives=2))
+    >>> rows_of(plan).select("split", "history_ids", "chosen_id").rows()
+    [('train', [0], 2), ('validation', [0, 2], 1), ('test', [0, 2, 1], 5)]
+    ```
     """
     if config.k_core is not None:
         log = keep_core(log, config.k_core)
     form = config.make_form(log.domain)
     events = make_events(log, config.positive)
-    may_ask = _may_ask(events, form, config)
+    may_ask, again = _may_ask(events, form, config)
     past = events.liked if form.history == "liked" else np.ones(len(events.user), bool)
     assigned = _assign(log, events, may_ask, config)
     event, notes = _choose(events, assigned, past, config)
@@ -109,7 +125,7 @@ def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
         negatives=negatives,
         ranking_negatives=ranking_negatives,
         popularity=np.bincount(events.item[(assigned == 0) & events.liked], minlength=events.items.height),
-        notes=log.notes | notes,
+        notes=log.notes | again | notes,
     )
     plan = _with_negatives(plan)
     check_leaks(rows_of(plan), one_moment=isinstance(config.make_split(), AtTime))
@@ -120,8 +136,8 @@ def _none(count: int) -> Ragged:
     return Ragged(np.empty(0, np.int32), np.zeros(count + 1, np.int64))
 
 
-def _may_ask(events: Events, form: Any, config: BuildConfig) -> np.ndarray:
-    """Which events may be targets."""
+def _may_ask(events: Events, form: Any, config: BuildConfig) -> tuple[np.ndarray, dict[str, int]]:
+    """Which events may be targets, and what was left out."""
     rated = form.targets == "all" or form.history == "rated" or form.disliked
     if rated and events.rating is None:
         raise ValueError(f"`prompt`: {config.prompt!r} asks about ratings, and this log has none.")
@@ -130,7 +146,11 @@ def _may_ask(events: Events, form: Any, config: BuildConfig) -> np.ndarray:
         raise ValueError(
             f"`positive`: no rating is above {config.positive:g}; they go from {low:g} to {high:g}. Lower it."
         )
-    return events.liked if form.targets == "liked" else np.ones(len(events.user), bool)
+    may_ask = events.liked if form.targets == "liked" else np.ones(len(events.user), bool)
+    # The answer would stand in the history, or an answer of the test among those of training
+    again = int((may_ask & ~events.is_new).sum())
+    reason = "interactions with a title that the user had met before, not to be predicted"
+    return may_ask & events.is_new, {reason: again} if again else {}
 
 
 def _assign(log: InteractionLog, events: Events, may_ask: np.ndarray, config: BuildConfig) -> np.ndarray:
@@ -159,7 +179,7 @@ def _choose(
     notes = {f"users without a target after {config.min_history} others": silent} if silent else {}
     train = event[assigned[event] == 0]
     if config.train_targets != -1:
-        train = train[_from_end(events.user[train]) <= config.train_targets]
+        train = train[_is_late(events.user[train], config.train_targets)]
     if config.few_shot is not None:
         train = train[_is_drawn(events, train, config)]
     event = np.concatenate([train, event[assigned[event] != 0]])
@@ -171,9 +191,9 @@ def _choose(
     return event, notes
 
 
-def _from_end(user: np.ndarray) -> np.ndarray:
-    """For each of the events of users, who are in order: 1 for the user's last, 2 for the one before."""
-    return np.searchsorted(user, user, side="right") - np.arange(len(user))
+def _is_late(user: np.ndarray, n: int) -> np.ndarray:
+    """For each of the events of users, who are in order, whether it is one of its user's last `n`."""
+    return np.concatenate([user[:-n] != user[n:], np.ones(min(n, len(user)), bool)])
 
 
 def _is_drawn(events: Events, train: np.ndarray, config: BuildConfig) -> np.ndarray:
@@ -196,7 +216,7 @@ def _draw(
         return nothing, nothing[held_out]
     targets = Targets(events, event, in_training, assigned == 0, config.seed)
     negatives = config.make_sampler().sample(targets, np.full(len(event), config.num_negatives), nothing)
-    if form.listed:
+    if form.listed or form.answer(events.items.row(0, named=True)) is None:
         return negatives, nothing[held_out]
     asked = replace(
         targets,

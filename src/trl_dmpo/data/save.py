@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,41 +151,73 @@ class _Split:
         self._file.close()
 
 
+class _Files:
+    """
+    The files of all configurations and splits.
+
+    They are written in a thread of their own, since compression leaves Python alone while the next rows are composed. It is
+    one thread, and it is never more than one step behind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.splits: dict[tuple[str, str], _Split] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future = self._thread.submit(lambda: None)
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._thread.shutdown()
+        for split in self.splits.values():
+            split.close()
+        if error[0] is None:
+            self._last.result()
+
+    def write(self, split: str, tables: Mapping[str, pa.Table]) -> None:
+        self._last.result()  # raises what went wrong, such as a full disk
+        self._last = self._thread.submit(self._write, split, tables)
+
+    def _write(self, split: str, tables: Mapping[str, pa.Table]) -> None:
+        for configuration, table in tables.items():
+            key = configuration, split
+            if key not in self.splits:
+                path = self.folder / configuration / f"{split}-00000-of-00001.parquet"
+                self.splits[key] = _Split(path, table.schema)
+            self.splits[key].write(table)
+
+    @property
+    def content_hash(self) -> str:
+        lines = [f"{'/'.join(key)} {split.content.hash.hexdigest()}\n" for key, split in sorted(self.splits.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def rows(self) -> dict[str, dict[str, int]]:
+        rows: dict[str, dict[str, int]] = {}
+        for (configuration, name), split in self.splits.items():
+            rows.setdefault(configuration, {})[name] = split.rows
+        return rows
+
+
 def _write_configurations(
     plans: Sequence[Plan], folder: Path, tokenizer: Any, progress: Callable[[int], None]
 ) -> Saved:
-    files: dict[tuple[str, str], _Split] = {}
     shortened: list[int] = []
     examples: list[dict] = []
-
-    def add(configuration: str, split: str, table: pa.Table) -> None:
-        key = configuration, split
-        if key not in files:
-            path = folder / configuration / f"{split}-00000-of-00001.parquet"
-            files[key] = _Split(path, table.schema)
-        files[key].write(table)
-
-    try:
+    with _Files(folder) as files:
         for plan in plans:
             for split, tables in write_texts(plan, tokenizer, shortened):
-                for configuration, table in tables.items():
-                    add(configuration, split, table)
+                files.write(split, tables)
                 examples += tables["preference"].slice(0, 3 - len(examples)).to_pylist()
                 progress(len(tables["preference"]))
-            add("items", SPLIT_NAMES.categories[int(plan.split.min())], _catalogue(plan))
-    finally:
-        for file in files.values():
-            file.close()
-    rows: dict[str, dict[str, int]] = {}
-    for (configuration, split), file in files.items():
-        rows.setdefault(configuration, {})[split] = file.rows
-    together = "".join(f"{'/'.join(key)} {file.content.hash.hexdigest()}\n" for key, file in sorted(files.items()))
+            files.write(SPLIT_NAMES.categories[int(plan.split.min())], {"items": _catalogue(plan)})
     notes: dict[str, int] = {}
     for plan in plans:
         notes |= {reason: notes.get(reason, 0) + count for reason, count in plan.notes.items()}
     if shortened:
         notes["prompts with a history cut for `max_prompt_tokens`"] = len(shortened)
-    return Saved(hashlib.sha256(together.encode()).hexdigest(), rows, notes, examples)
+    return Saved(files.content_hash, files.rows, notes, examples)
 
 
 def _catalogue(plan: Plan) -> pa.Table:

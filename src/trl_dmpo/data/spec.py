@@ -119,7 +119,7 @@ def _make(tree: ast.expr, choices: Mapping[str, type], option: str, defaults: Ma
 def _value(tree: ast.expr, name: str, option: str) -> Any:
     try:
         return ast.literal_eval(tree)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(
             f"`{option}`: {ast.unparse(tree)!r} in {name} is not a value. Put text into quotation marks."
         ) from None

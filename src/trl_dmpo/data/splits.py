@@ -23,8 +23,9 @@ def _named(test: pl.Expr, validation: pl.Expr, train: pl.Expr | bool = True) -> 
     return names.cast(SPLIT_NAMES).alias("split")
 
 
-_place = pl.int_range(pl.len()).over("user_id")  # 0 is the first interaction of the user
-_from_end = pl.len().over("user_id") - _place  # 1 is the last
+def _is_late(n: int) -> pl.Expr:
+    """Whether an interaction is one of its user's last `n`: the one `n` rows on is another user's, or there is none."""
+    return (pl.col("user_id") != pl.col("user_id").shift(-n)).fill_null(True)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,19 @@ class LeaveLastN:
 
         Returns:
             `pl.Series`: `"train"`, `"validation"`, `"test"`, or null for what is to be predicted nowhere.
+
+        Example:
+
+        ```python
+        >>> import polars as pl
+        >>> from trl_dmpo.data.splits import LeaveLastN
+
+        >>> targets = pl.DataFrame({"user_id": [7] * 4, "item_id": [3, 1, 4, 2], "timestamp": [10, 20, 30, 40]})
+        >>> LeaveLastN(1).assign(targets, seed=0).to_list()
+        ['train', 'train', 'validation', 'test']
+        ```
         """
-        return targets.select(_named(_from_end <= self.n, _from_end <= 2 * self.n)).to_series()
+        return targets.select(_named(_is_late(self.n), _is_late(2 * self.n))).to_series()
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ class AtTime:
 
     Args:
         validation (`float` or `str`, *optional*, defaults to `0.8`):
-            When validation begins: after this share of all interactions, or a date such as `"2003-01-31"` (UTC).
+            When validation begins: after this share of all interactions that may be asked for, or at a date such as
+            `"2003-01-31"` (UTC).
         test (`float` or `str`, *optional*, defaults to `0.9`):
             When the test begins, likewise.
         per_user (`int`, *optional*, defaults to `1`):
@@ -90,6 +103,8 @@ class AtTime:
 
     def assign(self, targets: pl.DataFrame, seed: int) -> pl.Series:
         """As [`LeaveLastN.assign`]. Raises `ValueError` if the test begins before validation."""
+        if targets.is_empty():
+            return pl.Series("split", [], SPLIT_NAMES)
         first, second = (self._moment(when, targets["timestamp"]) for when in (self.validation, self.test))
         if first > second:
             raise ValueError(f"`split`: the test ({self.test}) begins before validation ({self.validation}).")
@@ -109,7 +124,7 @@ class AtTime:
             return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
         if not 0 < when <= 1:
             raise ValueError(f"`split`: {when} is not a share. Give one above 0 and at most 1, or a date as text.")
-        # Strictly after: the moment itself belongs to the time before, unless that is all there is
+        # Strictly after: what shares the moment of the last one belongs to the time before with it
         return int(times.quantile(when, "lower")) + 1  # type: ignore[arg-type]
 
 
@@ -139,11 +154,12 @@ class ByUser:
     def assign(self, targets: pl.DataFrame, seed: int) -> pl.Series:
         """As [`LeaveLastN.assign`]."""
         users = targets["user_id"].unique(maintain_order=True)
-        place = draw_order(len(users), seed, purpose=1) / len(users)
-        drawn = pl.DataFrame({"user_id": users, "place": place})
+        drawn = pl.DataFrame({"user_id": users, "place": draw_order(len(users), seed, purpose=1)})
         joined = targets.select("user_id").join(drawn, on="user_id", how="left", maintain_order="left")
-        is_test, held_out = pl.col("place") < self.test, pl.col("place") < self.test + self.validation
-        late = _from_end <= self.per_user
+        # Less a little, because 0.1 + 0.2 is more than 0.3
+        tests, all_held_out = (share * len(users) - 1e-9 for share in (self.test, self.test + self.validation))
+        is_test, held_out = pl.col("place") < tests, pl.col("place") < all_held_out
+        late = _is_late(self.per_user)
         return joined.select(_named(is_test & late, held_out & ~is_test & late, ~held_out)).to_series()
 
 
@@ -190,6 +206,19 @@ def keep_core(log: InteractionLog, k: int) -> InteractionLog:
 
     Raises:
         `ValueError`: nothing is left.
+
+    Example:
+
+    ```python
+    >>> import polars as pl
+    >>> from trl_dmpo.data.log import make_log
+    >>> from trl_dmpo.data.splits import keep_core
+
+    >>> taken = pl.DataFrame({"user_id": [1, 1, 2, 2, 3], "item_id": [5, 6, 5, 6, 6]})
+    >>> log = make_log(taken, pl.DataFrame({"item_id": [5, 6], "title": ["Alien", "Heat"]}), source="two films")
+    >>> keep_core(log, 2).notes
+    {'interactions outside the 2-core': 1}
+    ```
     """
     frame = log.interactions
     while True:
@@ -219,6 +248,20 @@ def check_leaks(rows: pl.DataFrame, one_moment: bool = False) -> None:
     Raises:
         `ValueError`: a target is in its own history or among its rejected items, a training row has in its prompt, as its
             answer or among its rejected items what validation or test ask its user, or lies after the moment of the split.
+
+    Example:
+
+    ```python
+    >>> import polars as pl
+    >>> from trl_dmpo.data.splits import check_leaks
+
+    >>> rows = {"split": ["train", "test"], "user_id": [1, 1], "chosen_id": [10, 20], "timestamp": [1, 2]}
+    >>> rows |= {"history_ids": [[5], [5, 10]], "rejected_ids": [[20], [30]]}
+    >>> check_leaks(pl.DataFrame(rows))
+    Traceback (most recent call last):
+    ...
+    ValueError: A leak: the train row of user 1 with target 10 has in `rejected_ids` an item asked for later (1 such).
+    ```
     """
     own = rows.filter(pl.col("history_ids").list.contains(pl.col("chosen_id")))
     _refuse(own, "has its target in its own history")

@@ -114,6 +114,19 @@ class Form:
         """
         raise NotImplementedError
 
+    def answer(self, item: Item) -> Written | None:
+        """
+        The answer that names an item.
+
+        Args:
+            item (`Mapping`):
+                The item.
+
+        Returns:
+            `str` or `list[dict]`: what `write` has for it in `chosen` or `rejected`. `None` if answers do not name one item.
+        """
+        return None
+
     @cached_property
     def _words(self) -> dict[str, str]:
         return asdict(find_domain(self.domain))
@@ -125,7 +138,7 @@ class Form:
     def _ask(self, question: str) -> Written:
         return [{"role": "user", "content": question}] if self.chat else question
 
-    def _answer(self, answer: str) -> Written:
+    def _reply(self, answer: str) -> Written:
         return [{"role": "assistant", "content": answer}] if self.chat else f" {answer}"
 
     def _label(self, item: Item) -> str:

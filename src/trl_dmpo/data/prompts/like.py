@@ -80,5 +80,5 @@ class Like(WordedForm):
             disliked=self._list(case.disliked, wording.items),
             target=wording.items.mark(self._label(case.target)),
         )
-        yes, no = self._answer("Yes."), self._answer("No.")
+        yes, no = self._reply("Yes."), self._reply("No.")
         return Text(self._ask(question), yes, [no]) if case.liked else Text(self._ask(question), no, [yes])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .case import Case, Text
+from .case import Case, Item, Text, Written
 from .form import (
     LINES,
     QUOTES,
@@ -77,9 +77,12 @@ class NextItem(WordedForm):
 
     def write(self, case: Case) -> Text:
         wording = self._choose(case.random)
-        chosen, *rejected = map(self._answer, distinct_titles([case.target, *case.negatives]))
+        chosen, *rejected = map(self._reply, distinct_titles([case.target, *case.negatives]))
         question = self._fill(wording.prompt, history=self._list(case.history, wording.items))
         return Text(self._ask(question), chosen, rejected)
+
+    def answer(self, item: Item) -> Written:
+        return self._reply(item["title"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ class NextItemFromList(WordedForm):
     def write(self, case: Case) -> Text:
         wording = self._choose(case.random)
         items = candidates_of(case)
-        chosen, *rejected = map(self._answer, distinct_titles(items))
+        chosen, *rejected = map(self._reply, distinct_titles(items))
         question = self._fill(
             wording.prompt,
             history=self._list(case.history, wording.items),
@@ -150,3 +153,6 @@ class NextItemFromList(WordedForm):
             number=number_word(len(items)),
         )
         return Text(self._ask(question), chosen, rejected)
+
+    def answer(self, item: Item) -> Written:
+        return self._reply(item["title"])

@@ -103,7 +103,7 @@ class RankList(WordedForm):
             candidates=self._list([items[i] for i in listed], wording.candidates or wording.items),
             number=number_word(len(items)),
         )
-        chosen, *rejected = map(self._answer, orders)
+        chosen, *rejected = map(self._reply, orders)
         return Text(self._ask(question), chosen, rejected)
 
 

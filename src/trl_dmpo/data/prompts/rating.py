@@ -98,8 +98,8 @@ class Rating(WordedForm):
             scale=", ".join(self._values.values()),
         )
         right = self._rating_of(case.target)
-        rejected = [self._answer(text) for text in self._values.values() if text != right]
-        return Text(self._ask(question), self._answer(right), rejected)
+        rejected = [self._reply(text) for text in self._values.values() if text != right]
+        return Text(self._ask(question), self._reply(right), rejected)
 
     def _rating_of(self, item: Item) -> str:
         rating = item.get("rating")

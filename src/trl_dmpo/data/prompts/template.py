@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from string import Formatter
 
-from .case import Case, Text, Written
+from .case import Case, Item, Text, Written
 from .domains import DOMAINS
 from .form import Form, Layout, candidates_of, distinct_titles, shuffled
 
@@ -74,15 +74,21 @@ class Template(Form):
         texts = {"history": self._list(case.history, layout)}
         if self.listed:
             texts["candidates"] = self._list([items[i] for i in shuffled(len(items), case.random)], layout)
-        chosen, *rejected = [self._answer(self._completion.format(title=title)) for title in titles]
+        chosen, *rejected = [self._reply(self._completion.format(title=title)) for title in titles]
         return Text(self._ask(self._fill(self.prompt, **texts)), chosen, rejected)
+
+    def answer(self, item: Item) -> Written:
+        return self._complete(item["title"])
+
+    def _complete(self, title: str) -> Written:
+        return self._reply(self._completion.format(title=title))
 
     def _ask(self, question: str) -> Written:
         asked = super()._ask(question)
         return [{"role": "system", "content": self.system}, *asked] if self.system else asked
 
-    def _answer(self, answer: str) -> Written:
-        return super()._answer(answer) if self.chat else answer
+    def _reply(self, answer: str) -> Written:
+        return super()._reply(answer) if self.chat else answer
 
     @cached_property
     def _completion(self) -> str:
