@@ -59,15 +59,15 @@ class InteractionLog:
         return f"{self.source}: {self.interactions.height:,} interactions of {users:,} users with {items:,} items"
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
     frame: pl.DataFrame
     notes: dict[str, int]
 
-    def without(self, bad: pl.Expr, reason: str) -> "_Counted":
+    def without(self, bad: pl.Expr, reason: str) -> "Counted":
         """The frame without the rows that are `bad`, and how many they were."""
         kept = self.frame.filter(~bad)
         dropped = self.frame.height - kept.height
-        return _Counted(kept, self.notes | ({reason: dropped} if dropped else {}))
+        return Counted(kept, self.notes | ({reason: dropped} if dropped else {}))
 
 
 def make_log(
@@ -120,10 +120,10 @@ def make_log(
     _require(interactions, ("user_id", "item_id"), f"{source}: interactions")
     _require(items, ("item_id", "title"), f"{source}: items")
     frame, has_time = _with_numbers(interactions, source)
-    catalogue = _Counted(items.lazy().collect(), dict(notes or {}))
+    catalogue = Counted(items.lazy().collect(), dict(notes or {}))
     frame, titles = _same_ids(frame, catalogue.frame)
-    catalogue = _clean_items(_Counted(titles, catalogue.notes))
-    events = _clean_interactions(_Counted(frame, catalogue.notes), catalogue.frame["item_id"])
+    catalogue = _clean_items(Counted(titles, catalogue.notes))
+    events = _clean_interactions(Counted(frame, catalogue.notes), catalogue.frame["item_id"])
     if events.frame.is_empty():
         why = ", ".join(f"{count:,} {reason}" for reason, count in events.notes.items()) or "there were none"
         raise ValueError(f"{source}: no interactions are left ({why}).")
@@ -193,7 +193,7 @@ def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataF
     )
 
 
-def _clean_items(items: _Counted) -> _Counted:
+def _clean_items(items: Counted) -> Counted:
     texts = [name for name, dtype in items.frame.schema.items() if dtype == pl.String and name != "item_id"]
     raw = items.frame["title"].cast(pl.String)
     items = items._replace(frame=items.frame.with_columns(raw).with_columns(clean_text(pl.col(*{*texts, "title"}))))
@@ -202,7 +202,7 @@ def _clean_items(items: _Counted) -> _Counted:
     items = items.without(pl.col("title").fill_null("") == "", "items without a title")
     items = items.without(~pl.col("item_id").is_first_distinct(), "items listed twice, the first kept")
     notes = items.notes | ({"titles with a marker of a chat template, broken up": marked} if marked else {})
-    return _Counted(items.frame.sort("item_id"), notes)
+    return Counted(items.frame.sort("item_id"), notes)
 
 
 def clean_text(text: pl.Expr) -> pl.Expr:
@@ -211,7 +211,7 @@ def clean_text(text: pl.Expr) -> pl.Expr:
     return one_line.str.replace_all(_MARKERS, "< ${1}${2} >")
 
 
-def _clean_interactions(events: _Counted, known: pl.Series) -> _Counted:
+def _clean_interactions(events: Counted, known: pl.Series) -> Counted:
     for column in ("user_id", "item_id", "timestamp", "rating"):
         if column in events.frame.columns and events.frame[column].null_count():
             events = events.without(pl.col(column).is_null(), f"interactions without {column}")

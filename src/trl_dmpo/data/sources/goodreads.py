@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..log import InteractionLog, _Counted, make_log
+from ..log import InteractionLog, Counted, make_log
 from .delimited import read_delimited
 from .json_lines import scan_json_lines
 
@@ -123,7 +123,7 @@ def read(path: Path) -> InteractionLog:
     return make_log(counted.frame, _read_books(books), str(find(path)), "book", counted.notes)
 
 
-def _read_json(path: Path) -> _Counted:
+def _read_json(path: Path) -> Counted:
     columns = {
         "user_id": pl.String,
         "book_id": pl.String,
@@ -139,7 +139,7 @@ def _read_json(path: Path) -> _Counted:
     return counted.without(pl.col("timestamp").is_null(), "interactions without a date that can be read")
 
 
-def _read_csv(path: Path) -> _Counted:
+def _read_csv(path: Path) -> Counted:
     # Of 229 million rows: the smallest types
     columns = {"user_id": pl.Int32, "book_id": pl.Int32, "is_read": pl.Int8, "rating": pl.Int8}
     frame = read_delimited(path, ",", columns).with_columns(pl.col("is_read") == 1)
@@ -155,8 +155,8 @@ def _read_csv(path: Path) -> _Counted:
     return counted._replace(frame=joined.drop("book_id"))
 
 
-def _only_rated(frame: pl.DataFrame) -> _Counted:
-    read = _Counted(frame, {}).without(~pl.col("is_read"), "books shelved and not read")
+def _only_rated(frame: pl.DataFrame) -> Counted:
+    read = Counted(frame, {}).without(~pl.col("is_read"), "books shelved and not read")
     rated = read.without(pl.col("rating") == 0, "books read and not rated")
     return rated._replace(frame=rated.frame.drop("is_read"))
 

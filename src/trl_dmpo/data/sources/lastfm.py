@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..log import InteractionLog, _Counted, make_log
+from ..log import InteractionLog, Counted, make_log
 from .delimited import read_delimited
 
 
@@ -100,7 +100,7 @@ def read(path: Path) -> InteractionLog:
     taggings = _read(folder / _TAGGINGS, columns).rename({"userID": "user_id", "artistID": "item_id"})
     if (folder / "tags.dat").is_file():
         artists = artists.join(_commonest_tags(folder, taggings), on="item_id", how="left")
-    dated = _Counted(taggings, {}).without(pl.col("timestamp") < _BEGINNING, "taggings dated before Last.fm began")
+    dated = Counted(taggings, {}).without(pl.col("timestamp") < _BEGINNING, "taggings dated before Last.fm began")
     events = dated.frame.group_by("user_id", "item_id").agg(pl.col("timestamp").min())
     undated = listens.join(events, on=("user_id", "item_id"), how="anti").height
     notes = dated.notes | ({"listens without a tag, which have no time": undated} if undated else {})

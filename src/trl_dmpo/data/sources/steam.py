@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..log import InteractionLog, _Counted, make_log
+from ..log import InteractionLog, Counted, make_log
 from .json_lines import read_loose_json_lines
 
 
@@ -116,26 +116,26 @@ def read(path: Path) -> InteractionLog:
     return make_log(counted.frame, titles, str(find(path)), "game", counted.notes)
 
 
-def _read_reviews(path: Path) -> _Counted:
+def _read_reviews(path: Path) -> Counted:
     columns = {"username": pl.String, "product_id": pl.String, "date": pl.String, "hours": pl.Float64}
     names = {"username": "user_id", "product_id": "item_id", "date": "timestamp"}
-    return _Counted(read_loose_json_lines(path, columns).rename(names).with_columns(_number("item_id")), {})
+    return Counted(read_loose_json_lines(path, columns).rename(names).with_columns(_number("item_id")), {})
 
 
-def _read_australian_reviews(path: Path) -> _Counted:
+def _read_australian_reviews(path: Path) -> Counted:
     fields = {"item_id": pl.String, "recommend": pl.Boolean, "posted": pl.String}
     reviews = _read_lists(path, "reviews", fields)
     day = pl.col("posted").str.extract(r"Posted (\w+ \d+, \d{4})").str.to_date("%B %d, %Y", strict=False)
     reviews = reviews.select(
         "user_id", _number("item_id"), day.alias("timestamp"), pl.col("recommend").cast(pl.Float64).alias("rating")
     )
-    return _Counted(reviews, {}).without(pl.col("timestamp").is_null(), "reviews dated without a year")
+    return Counted(reviews, {}).without(pl.col("timestamp").is_null(), "reviews dated without a year")
 
 
-def _read_australian_items(path: Path) -> _Counted:
+def _read_australian_items(path: Path) -> Counted:
     owned = _read_lists(path, "items", {"item_id": pl.String, "playtime_forever": pl.Int64})
     owned = owned.select("user_id", _number("item_id"), pl.col("playtime_forever").alias("minutes"))
-    return _Counted(owned, {}).without(pl.col("minutes") == 0, "games owned and never played")
+    return Counted(owned, {}).without(pl.col("minutes") == 0, "games owned and never played")
 
 
 def _read_lists(path: Path, name: str, fields: dict) -> pl.DataFrame:
