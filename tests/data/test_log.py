@@ -58,10 +58,11 @@ def test_log_is_sorted_and_counted():
         ["1000000000", " 1000000060"],
         ["1000000000000", "1000000060000"],
         ["2001-09-09 01:46:40", "2001-09-09T01:47:40.500Z"],
+        ["2001-09-09T03:46:40+02:00", "2001-09-08 21:47:40.5-04:00"],
         [datetime(2001, 9, 9, 1, 46, 40), datetime(2001, 9, 9, 1, 47, 40)],
         [datetime(2001, 9, 9, 3, 46 + late, 40, tzinfo=timezone(timedelta(hours=2))) for late in (0, 1)],
     ],
-    ids=["s", "ms", "us", "ns", "float", "text", "text of ms", "dates as text", "dates", "dates of a time zone"],
+    ids=["s", "ms", "us", "ns", "float", "text", "text of ms", "dates as text", "offsets", "dates", "dates of a time zone"],
 )
 def test_time_stamps_become_seconds(times):
     frame = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": times})
@@ -144,7 +145,7 @@ def test_with_text_ids_sorts_anew():
         (
             taken((1, 7, "2003-01-31"), (1, 8, "2003-02-31")),
             FILMS,
-            "films: timestamp '2003-02-31 00:00:00' in row 2 of the interactions is not a date such as "
+            "films: timestamp '2003-02-31' in row 2 of the interactions is not a date such as "
             "2003-01-31 23:59:59. Mend or remove it.",
         ),
         (
@@ -176,3 +177,16 @@ def test_order_of_the_rows_does_not_matter(data):
     for user, item, time, _ in sorted(rows):
         first[user, item] = min(time, first.get((user, item), time))
     assert {(user, item): time for user, item, time, _ in one.interactions.rows()} == first
+
+
+def test_ids_that_pandas_made_floats_match_integers():
+    taken = pl.DataFrame({"user_id": [1.0, float("nan"), 2.0], "item_id": [7.0, 7.0, None], "timestamp": [1, 2, 3]})
+    log = make_log(taken, pl.DataFrame({"item_id": [7], "title": ["Alien"]}), "films")
+    assert log.interactions.rows() == [(1, 7, 1)]
+    assert log.notes == {"interactions without user_id": 1, "interactions without item_id": 1}
+
+
+def test_features_that_are_lists_are_cleaned_like_titles():
+    items = pl.DataFrame({"item_id": [7], "title": ["Alien"], "genres": [["Sci\nFi", "<|end|>"]]})
+    log = make_log(pl.DataFrame({"user_id": [1], "item_id": [7]}), items, "films")
+    assert log.items["genres"].to_list() == [["Sci Fi", "< |end| >"]]

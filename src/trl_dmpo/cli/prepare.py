@@ -1,8 +1,11 @@
 """`trl-dmpo prepare`: from an interaction log to a dataset of rows with K rejected answers."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +110,19 @@ class PrepareArguments:
 
 def run(argv: list[str]) -> int:
     """Run the sub-command; returns the exit code."""
-    with one_line_errors():
+    with one_line_errors(), _unwound_by_sigterm():
         prepare(*parse(argv))
     return 0
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let a terminated process remove what it has written aside, as it does after Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: list[str]) -> tuple[PrepareArguments, BuildConfig]:
@@ -132,7 +145,8 @@ def prepare(arguments: PrepareArguments, config: BuildConfig) -> None:
 
     from trl_dmpo.data.save import check_folder
 
-    console = Console()
+    # Titles and ids are data: brackets and colons in them are no markup
+    console = Console(markup=False, emoji=False)
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
     check_folder(folder, arguments.overwrite_output_dir)
     tokenizer = _load_tokenizer(arguments, config)
@@ -186,7 +200,14 @@ def _make_plans(logs: list["InteractionLog"], config: BuildConfig) -> list["Plan
 
     if len(logs) == 1:
         return [make_plan(logs[0], config)]
-    train, test = (make_plan(log, config) for log in map(with_text_ids, logs))
+    train_log, test_log = map(with_text_ids, logs)
+    # The shots are of training, which the second log has none of
+    train, test = make_plan(train_log, config), make_plan(test_log, replace(config, few_shot=None))
+    for name, plan, number in (("train_domain", train, 0), ("test_domain", test, 2)):
+        if not (plan.split == number).any():
+            raise ValueError(
+                f"`{name}`: {plan.log.source} has no rows for this split. Lower `min_history`, or choose another `split`."
+            )
     return [select_rows(train, train.split < 2), select_rows(test, test.split == 2)]
 
 
@@ -240,7 +261,7 @@ def _show(plans: list["Plan"], saved: "Saved", console: "Console") -> None:
     for reason, count in saved.notes.items():
         console.print(f"{count:>9,} {reason}", highlight=False)
     for number, example in enumerate(saved.examples, 1):
-        console.print(Panel(Text(_as_read(example)), title=f"Row {number}, of user {example['user_id']}"))
+        console.print(Panel(Text(_as_read(example)), title=Text(f"Row {number}, of user {example['user_id']}")))
 
 
 def _as_read(example: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ class BuildConfig:
     )
     positive: float = field(
         default=3.0,
-        metadata={"help": "An item was liked if it was rated higher; '-inf' makes all liked. Without ratings, all were."},
+        metadata={"help": "An item was liked if it was rated higher. All are with `--positive=-inf`, or without ratings."},
     )
     k_core: int | None = field(
         default=None,

@@ -131,7 +131,7 @@ Beside the text, rows have `user_id`, `chosen_id`, `rejected_ids` or `candidate_
 ```yaml
 {yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)}```
 
-`trl-dmpo prepare --config prepare.yaml` makes it again.
+`trl-dmpo prepare --config prepare.yaml --output_dir out` makes it again.
 
 Left out, changed or found short:
 

@@ -168,8 +168,7 @@ def _refuse_unread(column: pl.Series, bad: pl.Series, what: str, source: str) ->
 
 def _as_seconds(column: pl.Series, source: str) -> pl.Series:
     if column.dtype == pl.String and column.drop_nulls().str.contains(r"^\d{4}-\d\d-\d\d").all():
-        column = column.str.slice(0, 19).str.replace("T", " ").str.pad_end(19, " ").str.replace(r"\s+$", " 00:00:00")
-        moments = column.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+        moments = _as_moments(column)
         _refuse_unread(column, moments.is_null() & column.is_not_null(), "a date such as 2003-01-31 23:59:59", source)
         column = moments
     if column.dtype.is_temporal():
@@ -181,8 +180,20 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
     return number if parts == 1 else number // parts
 
 
+def _as_moments(column: pl.Series) -> pl.Series:
+    """Dates as text, in UTC unless they say otherwise."""
+    text = column.str.strip_chars().str.replace("T", " ").str.replace(r"Z$", "+00:00").alias("text")
+    formats = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+    naive = [pl.col("text").str.to_datetime(form, strict=False, time_unit="us") for form in formats[:2]]
+    day = pl.col("text").str.to_date(formats[2], strict=False).cast(pl.Datetime("us"))
+    aware = pl.col("text").str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", strict=False, time_unit="us")
+    aware = aware.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return text.to_frame().select(pl.coalesce(*naive, day, aware).alias(column.name)).to_series()
+
+
 def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Both frames with item ids of one type, and ids that are integers or strings."""
+    interactions, items = _with_whole_ids(interactions), _with_whole_ids(items)
     integers = interactions["item_id"].dtype.is_integer() and items["item_id"].dtype.is_integer()
     dtype = pl.Int64 if integers else pl.String
     users = pl.Int64 if interactions["user_id"].dtype.is_integer() else pl.String
@@ -193,10 +204,23 @@ def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataF
     )
 
 
+def _with_whole_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Ids that are floats as integers, where all are whole: pandas makes them so where one is missing."""
+    floats = [name for name in ("user_id", "item_id") if name in frame.columns and frame[name].dtype.is_float()]
+    filled = frame.with_columns(pl.col(floats).fill_nan(None))
+    whole = [name for name in floats if (filled[name].drop_nulls() % 1 == 0).all()]
+    return filled.with_columns(pl.col(whole).cast(pl.Int64))
+
+
 def _clean_items(items: Counted) -> Counted:
     texts = [name for name, dtype in items.frame.schema.items() if dtype == pl.String and name != "item_id"]
     raw = items.frame["title"].cast(pl.String)
-    items = items._replace(frame=items.frame.with_columns(raw).with_columns(clean_text(pl.col(*{*texts, "title"}))))
+    lists = [name for name, dtype in items.frame.schema.items() if dtype == pl.List(pl.String)]
+    cleaned = [
+        clean_text(pl.col(*{*texts, "title"})),
+        *(pl.col(name).list.eval(clean_text(pl.element())) for name in lists),
+    ]
+    items = items._replace(frame=items.frame.with_columns(raw).with_columns(cleaned))
     marked = int(items.frame.select((pl.col("title") != raw) & raw.str.contains(_MARKERS)).to_series().sum())
     items = items.without(pl.col("item_id").is_null(), "items without an id")
     items = items.without(pl.col("title").fill_null("") == "", "items without a title")

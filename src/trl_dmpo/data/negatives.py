@@ -278,16 +278,20 @@ def _best(targets: Targets, count: int, score: Any) -> Ragged:
     events = targets.events
     chosen = []
     repeated = events.same_title != np.arange(events.items.height)
+    count = min(count, events.items.height)
     size = max(1, 2**25 // events.items.height)
     for start in range(0, len(targets.event), size):
         rows = np.arange(start, min(start + size, len(targets.event)))
         scores = np.array(score(rows), np.float32)
-        scores[:, repeated] = np.nan
-        scores[np.arange(len(rows)), events.same_title[targets.item[rows]]] = np.nan
+        scores[np.isnan(scores)] = -np.inf
+        scores[:, repeated] = -np.inf
+        scores[np.arange(len(rows)), events.same_title[targets.item[rows]]] = -np.inf
         liked = events.of_users(targets.user[rows], events.liked)
-        scores[liked.owners, events.same_title[events.item[liked.values]]] = np.nan
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # what is not a number comes last
-        chosen.append(np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order).astype(np.int32))
+        scores[liked.owners, events.same_title[events.item[liked.values]]] = -np.inf
+        best = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(best, order, axis=1)
+        chosen.append(np.where(np.isneginf(np.take_along_axis(scores, best, axis=1)), -1, best).astype(np.int32))
     width = max((part.shape[1] for part in chosen), default=0)
     return _as_lists(np.concatenate([np.empty((0, width), np.int32), *chosen]))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -103,15 +104,17 @@ def _written_aside(folder: Path, overwrite: bool) -> Iterator[Path]:
     check_folder(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside, old = temporary / "new", temporary / "old"
     try:
-        aside = temporary / "new"
         aside.mkdir()
         yield aside
         check_folder(folder, overwrite)
         if folder.exists():
-            folder.rename(temporary / "old")
+            folder.rename(old)
         aside.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary)
 
 
@@ -206,12 +209,12 @@ def _write_configurations(
     shortened: list[int] = []
     examples: list[dict] = []
     with _Files(folder) as files:
-        for plan in plans:
+        for plan, catalogue in zip(plans, _catalogues(plans), strict=True):
             for split, tables in write_texts(plan, tokenizer, shortened):
                 files.write(split, tables)
                 examples += tables["preference"].slice(0, 3 - len(examples)).to_pylist()
                 progress(len(tables["preference"]))
-            files.write(SPLIT_NAMES.categories[int(plan.split.min())], {"items": _catalogue(plan)})
+            files.write(SPLIT_NAMES.categories[int(plan.split.min())], {"items": catalogue})
     notes: dict[str, int] = {}
     for plan in plans:
         notes |= {reason: notes.get(reason, 0) + count for reason, count in plan.notes.items()}
@@ -220,6 +223,9 @@ def _write_configurations(
     return Saved(files.content_hash, files.rows, notes, examples)
 
 
-def _catalogue(plan: Plan) -> pa.Table:
-    """The items, with how often each was liked in training."""
-    return plan.events.items.with_columns(popularity=plan.popularity).to_arrow()
+def _catalogues(plans: Sequence[Plan]) -> list[pa.Table]:
+    """The items of each plan, with how often each was liked in training."""
+    frames = [plan.events.items.with_columns(popularity=plan.popularity) for plan in plans]
+    # What only the other catalogue has is missing here: the splits of a configuration have the same columns
+    columns = pl.concat([frame.clear() for frame in frames], how="diagonal_relaxed")
+    return [pl.concat([columns, frame], how="diagonal_relaxed").to_arrow() for frame in frames]
