@@ -206,7 +206,8 @@ def _make_plans(logs: list["InteractionLog"], config: BuildConfig) -> list["Plan
     for name, plan, number in (("train_domain", train, 0), ("test_domain", test, 2)):
         if not (plan.split == number).any():
             raise ValueError(
-                f"`{name}`: {plan.log.source} has no rows for this split. Lower `min_history`, or choose another `split`."
+                f"`{name}`: {plan.log.source} has no rows to {name.removesuffix('_domain')} on. Lower `min_history`, or "
+                "choose another `split`."
             )
     return [select_rows(train, train.split < 2), select_rows(test, test.split == 2)]
 

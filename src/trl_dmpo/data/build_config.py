@@ -84,7 +84,9 @@ class BuildConfig:
     )
     positive: float = field(
         default=3.0,
-        metadata={"help": "An item was liked if it was rated higher. All are with `--positive=-inf`, or without ratings."},
+        metadata={
+            "help": "An item was liked if it was rated higher. All are with `--positive=-inf`, or without ratings."
+        },
     )
     k_core: int | None = field(
         default=None,
@@ -92,9 +94,7 @@ class BuildConfig:
     )
     min_history: int = field(default=1, metadata={"help": "Leave out rows with a shorter history."})
     max_history: int = field(default=20, metadata={"help": "Items in a prompt at most, the latest."})
-    train_targets: int = field(
-        default=1, metadata={"help": "Training rows per user at most, the latest. -1 for all."}
-    )
+    train_targets: int = field(default=1, metadata={"help": "Training rows per user at most, the latest. -1 for all."})
     few_shot: int | None = field(default=None, metadata={"help": "Train on this many users only."})
     max_prompt_tokens: int | None = field(
         default=None,
