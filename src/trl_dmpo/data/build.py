@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from .events import Ragged
 from .log import InteractionLog
 from .plan import Plan, make_plan
 from .prompts import Case, Text, fit_history, token_counter
-from .seeding import make_keys, uniforms
+from .seeding import RandomStream, make_keys, uniforms
 from .splits import SPLIT_NAMES
 
 
@@ -194,7 +193,7 @@ class _Writer(NamedTuple):
         )
         for target, history, disliked, liked, others, key in zip(*columns, strict=True):
             negative = [items[other] for other in others if other >= 0]
-            yield Case(history, disliked, target, liked, negative, Random(key))
+            yield Case(history, disliked, target, liked, negative, RandomStream(key))
 
     def described(self, events: np.ndarray, with_rating: bool) -> list[dict]:
         """The items of events, with this user's rating if asked for."""

@@ -7,8 +7,9 @@ number of threads. Where too few items are eligible a row gets fewer.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -148,12 +149,20 @@ def _draw(targets: Targets, found: np.ndarray, goal: np.ndarray, rows: np.ndarra
         if len(rows) == 0:
             return
         numbers = turn * _STRIDE + np.arange(int(missing.max()) + _SPARE)
-        for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            drawn = bins.find(uniforms(targets.keys[rows[part], None], numbers))
-            _keep_eligible(targets, found, missing[part], rows[part], drawn)
+        draw = partial(_draw_part, targets, found, bins, numbers)
+        starts = range(_CHUNK, len(rows), _CHUNK)
+        # Threads, because numpy leaves Python alone; each part of the rows is its own
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(draw, np.split(rows, starts), np.split(missing, starts)))
     for lacking in rows[goal[rows] > (found[rows] >= 0).sum(axis=1)]:
         _draw_exactly(targets, found, goal, int(lacking), weights)
+
+
+def _draw_part(
+    targets: Targets, found: np.ndarray, bins: "_Bins", numbers: np.ndarray, rows: np.ndarray, missing: np.ndarray
+) -> None:
+    drawn = bins.find(uniforms(targets.keys[rows, None], numbers))
+    _keep_eligible(targets, found, missing, rows, drawn)
 
 
 class _Bins:

@@ -71,3 +71,37 @@ def uniforms(keys: np.ndarray, numbers: ArrayLike) -> np.ndarray:
     """
     mixed = _mix(keys + (np.atleast_1d(numbers).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return (mixed >> np.uint64(11)) * 2.0**-53
+
+
+class RandomStream:
+    """
+    The random numbers of one key, one after the other. Costs nothing until the first is drawn, where `random.Random` takes
+    as long to seed as a prompt to write.
+
+    Args:
+        key (`int`):
+            Key, from [`make_keys`].
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.data.seeding import RandomStream, make_keys, uniforms
+
+    >>> key = make_keys(0, 7)[0]
+    >>> stream = RandomStream(int(key))
+    >>> [stream.random(), stream.random()] == uniforms(key, [0, 1]).tolist()
+    True
+    ```
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, key: int) -> None:
+        self._state = key
+
+    def random(self) -> float:
+        """The next number, at least 0 and below 1."""
+        self._state = state = (self._state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        return ((state ^ (state >> 31)) >> 11) * 2.0**-53

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..log import InteractionLog, Counted, make_log
+from ..log import Counted, InteractionLog, make_log
 from .delimited import read_delimited
 
 

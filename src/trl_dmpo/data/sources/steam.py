@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..log import InteractionLog, Counted, make_log
+from ..log import Counted, InteractionLog, make_log
 from .json_lines import read_loose_json_lines
 
 
