@@ -12,14 +12,14 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.installed ## the main job on data and a model made on the spot
 	$(VENV)/bin/trl-dmpo demo
 
-test: $(VENV)/.test ## all tests that take seconds
-	$(VENV)/bin/python -m pytest -m "not slow"
+test: $(VENV)/.test ## all tests that take seconds, on all cores
+	$(VENV)/bin/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel in an environment of its own
 	$(VENV)/bin/python -m pytest -m slow
 
 test-lowest: $(LOWEST)/.test ## the tests against the lowest supported versions
-	TRITON_INTERPRET=1 $(LOWEST)/bin/python -m pytest -m "not slow"
+	TRITON_INTERPRET=1 $(LOWEST)/bin/python -m pytest -n auto -m "not slow"
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

@@ -343,15 +343,7 @@ def _interactions(table: _Table, mapping: Mapping[str, str]) -> pl.LazyFrame:
     there = {ours: theirs for ours, theirs in names.items() if theirs is not None}
     frame = table.read({theirs: _TYPES[ours] for ours, theirs in there.items()})
     frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in there.items())
-    return _with_ids(_with_impressions(frame))
-
-
-def _with_ids(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Integers that pandas has made fractions of, as it does where one is missing, are integers again."""
-    floats = [
-        name for name, dtype in frame.collect_schema().items() if name in ("user_id", "item_id") and dtype.is_float()
-    ]
-    return frame.with_columns(pl.col(floats).fill_nan(None).cast(pl.Int64)) if floats else frame
+    return _with_impressions(frame)
 
 
 def _with_impressions(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -376,7 +368,7 @@ def _items(table: _Table, mapping: Mapping[str, str], one_row_an_item: bool) -> 
     others = [name for name in table.names if name not in used]
     types = {title: pl.String, **dict.fromkeys(others, pl.String), item: None}
     frame = table.read(types).select(pl.col(item).alias("item_id"), pl.col(title).alias("title"), *others)
-    items = _with_ids(frame).collect()
+    items = frame.collect()
     features = [name for name in others if _is_text(items[name])]
     if one_row_an_item:
         return items.select("item_id", "title", *features)
