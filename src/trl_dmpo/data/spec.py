@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -110,6 +110,12 @@ def _make(tree: ast.expr, choices: Mapping[str, type], option: str, defaults: Ma
     if call.args or wrong:
         what = f"no {wrong[0]!r}" if wrong else "keyword arguments only"
         raise ValueError(f"`{option}`: {name} takes {what}; it takes: {', '.join(known) or 'nothing'}.")
+    needed = [
+        field.name for field in fields(choices[name]) if field.default is MISSING and field.default_factory is MISSING
+    ]
+    missing = [argument for argument in needed if argument not in given]
+    if missing:
+        raise ValueError(f"`{option}`: {name} needs {missing[0]!r}. Write {name}({missing[0]}=...).")
     try:
         return choices[name](**{**(defaults or {}), **given})
     except TypeError as error:

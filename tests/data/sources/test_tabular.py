@@ -139,7 +139,7 @@ def test_a_time_that_nobody_named_is_pointed_out(caplog):
     ("columns", "message"),
     [
         (None, "there is no column 'user_id', 'item_id', 'title', only: reviewer, asin, when"),
-        (None, "columns={'user_id': 'reviewer', 'item_id': 'asin', 'title': 'name'}, or give the table with the titles"),
+        (None, "columns={'user_id': 'reviewer', 'item_id': 'asin', 'title': 'name'} (--columns user_id=reviewer item_id=asin title=name), or give the table with the titles"),
         ({**MAPPING, "rating": "score"}, "`columns` names 'score', which is not among: reviewer, asin"),
         ({**MAPPING, "genres": "genre"}, "`columns` maps 'genres', which is none of user_id, item_id"),
         ({**MAPPING, "rating": "review"}, "log.csv, line 2: review 'good' is not a number. Mend or remove"),

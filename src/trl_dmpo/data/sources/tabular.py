@@ -321,9 +321,10 @@ def _check_columns(table: _Table, needed: Iterable[str], mapping: Mapping[str, s
     if missing:
         known = ", ".join(repr(mapping.get(name, name)) for name in missing)
         advice = {name: _alike(name, table.names) or "your column" for name in missing}
+        flags = " ".join(f"{name}={theirs.replace(' ', '_')}" for name, theirs in advice.items())
         raise ValueError(
-            f"{table.name}: there is no column {known}, only: {', '.join(table.names)}. Name it, for instance columns={advice}"
-            + (", or give the table with the titles as items=." if "title" in missing else ".")
+            f"{table.name}: there is no column {known}, only: {', '.join(table.names)}. Name it, for instance columns={advice} "
+            f"(--columns {flags})" + (", or give the table with the titles as items=." if "title" in missing else ".")
         )
 
 
