@@ -1,5 +1,4 @@
 import random
-from random import Random
 
 import numpy as np
 import polars as pl
@@ -8,9 +7,10 @@ import pytest
 from trl_dmpo.data import build, build_dataset
 from trl_dmpo.data.build_config import BuildConfig
 from trl_dmpo.data.log import make_log
-from trl_dmpo.data.plan import make_plan
+from trl_dmpo.data.plan import make_plan, rows_of
 from trl_dmpo.data.prompts import Case
 from trl_dmpo.data.schema import find_problem
+from trl_dmpo.data.seeding import RandomStream
 from trl_dmpo.data.splits import check_leaks
 
 from .test_log import taken
@@ -64,7 +64,7 @@ def write_slowly(log, config):
     past = {}
     for event in log.interactions.to_dicts():
         past.setdefault(event["user_id"], []).append(event)
-    for row, key in zip(rows_of_plan(plan), plan.keys.tolist(), strict=True):
+    for row, key in zip(rows_of(plan).to_dicts(), plan.keys.tolist(), strict=True):
         events = past[row["user_id"]]
         place = next(n for n, event in enumerate(events) if event["item_id"] == row["chosen_id"])
         seen = [item[event["item_id"]] | {"rating": event["rating"]} for event in events[:place]]
@@ -78,15 +78,9 @@ def write_slowly(log, config):
                 target,
                 target["rating"] > 3,
                 [item[number] for number in row["rejected_ids"]],
-                Random(key),
+                RandomStream(key),
             )
         )
-
-
-def rows_of_plan(plan):
-    from trl_dmpo.data.plan import rows_of
-
-    return rows_of(plan).to_dicts()
 
 
 @pytest.mark.parametrize(
@@ -165,19 +159,17 @@ def test_kinds_of_ids(log):
     def as_text(number):
         return f"id {number:03}"  # sorted like the numbers
 
-    def as_number(value):
+    def as_numbers(value):
+        if isinstance(value, dict):
+            return {key: as_numbers(each) for key, each in value.items()}
         if isinstance(value, list):
-            return [as_number(each) for each in value]
+            return [as_numbers(each) for each in value]
         return int(value.removeprefix("id ")) if isinstance(value, str) and value.startswith("id ") else value
 
     rows = [(as_text(user), as_text(item), *rest) for user, item, *rest in make_rows()]
     texts = build_all(make_log(taken(*rows), films(as_text), "films", "film"))
     assert texts["preference"]["train"][0]["user_id"].startswith("id ")
-    as_numbers = {
-        name: {split: [{key: as_number(value) for key, value in row.items()} for row in rows] for split, rows in splits.items()}
-        for name, splits in texts.items()
-    }  # fmt: skip
-    assert as_numbers == build_all(log)
+    assert as_numbers(texts) == build_all(log)
 
 
 @pytest.mark.parametrize("prompt", ["next_item", "rank_list(chat=True)", "rating"])
@@ -225,13 +217,13 @@ def test_a_split_without_rows_is_not_there(log):
         ({"max_prompt_tokens": 10}, "`max_prompt_tokens` counts tokens: give a tokenizer."),
         (
             {"prompt": "rank_two", "num_negatives": 2},
-            "The row of user 0 with target 'Film 1': rank_two takes one negative, and there are 2. Set `num_negatives=1`, or "
+            "The row of user 0 with target 'Film 34': rank_two takes one negative, and there are 2. Set `num_negatives=1`, or "
             "use the form rank_list.",
         ),
         ({"prompt": "next_item(features=['year'])"}, "`features`: items have no 'year', only: genres."),
         ({"max_prompt_tokens": 3, "tokenizer": lambda text: {"input_ids": text.split()}}, "even without a history"),
     ],
-)  # fmt: skip
+)
 def test_errors(options, message, log):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         build_dataset(log, **options)

@@ -62,7 +62,19 @@ def test_log_is_sorted_and_counted():
         [datetime(2001, 9, 9, 1, 46, 40), datetime(2001, 9, 9, 1, 47, 40)],
         [datetime(2001, 9, 9, 3, 46 + late, 40, tzinfo=timezone(timedelta(hours=2))) for late in (0, 1)],
     ],
-    ids=["s", "ms", "us", "ns", "float", "text", "text of ms", "dates as text", "offsets", "dates", "dates of a time zone"],
+    ids=[
+        "s",
+        "ms",
+        "us",
+        "ns",
+        "float",
+        "text",
+        "text of ms",
+        "dates as text",
+        "offsets",
+        "dates",
+        "dates of a time zone",
+    ],
 )
 def test_time_stamps_become_seconds(times):
     frame = pl.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": times})

@@ -195,7 +195,7 @@ def test_shots_are_nested_and_all_else_stays(many, negatives):
     everyone = shots(None)
     for fewer, more in [(shots(5), shots(20)), (shots(20), everyone)]:
         assert fewer.join(more, on=fewer.columns, how="anti").is_empty()
-    assert shots(20).filter(split="train").height <= 20 < everyone.filter(split="train").height
+    assert shots(20).filter(split="train").height == 20 < everyone.filter(split="train").height
     held_out = pl.col("split") != "train"
     assert shots(5).filter(held_out).equals(everyone.filter(held_out))
 
@@ -290,3 +290,15 @@ def test_options_are_checked_at_once(options, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         BuildConfig(**options)
     assert str(error.value).startswith(message)
+
+
+def test_shots_are_drawn_from_users_that_have_negatives():
+    # Ann disliked nothing: the one shot is always bob
+    films = [(user, item, item, 5.0) for user in ("ann", "bob") for item in range(4)] + [("bob", 9, 0, 1.0)]
+    interactions = pl.DataFrame(films, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+    log = make_log(
+        interactions, pl.DataFrame({"item_id": range(10), "title": [f"film {i}" for i in range(10)]}), "films"
+    )
+    for seed in range(5):
+        rows = rows_of(make_plan(log, BuildConfig(negatives="disliked", few_shot=1, seed=seed), ("train",)))
+        assert rows.select("split", "user_id").rows() == [("train", "bob")]

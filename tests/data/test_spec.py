@@ -70,5 +70,7 @@ def test_errors_say_what_to_write(text, message):
 
 
 def test_a_missing_argument_is_named():
-    with pytest.raises(ValueError, match=r"`negatives`: shared_feature needs 'feature'. Write shared_feature\(feature=...\)"):
+    with pytest.raises(
+        ValueError, match=r"`negatives`: shared_feature needs 'feature'. Write shared_feature\(feature=...\)"
+    ):
         parse_mixture("shared_feature", NEGATIVES, "negatives")

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ def _read_logs(arguments: PrepareArguments, console: "Console") -> list["Interac
         for source in sources
     ]
     for log in logs:
-        console.print(str(log), highlight=False)
+        console.print(str(log), highlight=False, soft_wrap=True)
         if not log.has_time:
             console.print("It has no time stamps: the order of its rows is taken for the order of events.")
     return logs
@@ -196,20 +196,19 @@ def _read_logs(arguments: PrepareArguments, console: "Console") -> list["Interac
 def _make_plans(logs: list["InteractionLog"], config: BuildConfig) -> list["Plan"]:
     """The rows; of two logs those for training and validation from the first, and those for the test from the second."""
     from trl_dmpo.data.log import with_text_ids
-    from trl_dmpo.data.plan import make_plan, select_rows
+    from trl_dmpo.data.plan import make_plan
 
     if len(logs) == 1:
         return [make_plan(logs[0], config)]
     train_log, test_log = map(with_text_ids, logs)
-    # The shots are of training, which the second log has none of
-    train, test = make_plan(train_log, config), make_plan(test_log, replace(config, few_shot=None))
+    train, test = make_plan(train_log, config, ("train", "validation")), make_plan(test_log, config, ("test",))
     for name, plan, number in (("train_domain", train, 0), ("test_domain", test, 2)):
         if not (plan.split == number).any():
             raise ValueError(
                 f"`{name}`: {plan.log.source} has no rows to {name.removesuffix('_domain')} on. Lower `min_history`, or "
                 "choose another `split`."
             )
-    return [select_rows(train, train.split < 2), select_rows(test, test.split == 2)]
+    return [train, test]
 
 
 def _save(
@@ -260,7 +259,7 @@ def _show(plans: list["Plan"], saved: "Saved", console: "Console") -> None:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
     console.print(table)
     for reason, count in saved.notes.items():
-        console.print(f"{count:>9,} {reason}", highlight=False)
+        console.print(f"{count:>9,} {reason}", highlight=False, soft_wrap=True)
     for number, example in enumerate(saved.examples, 1):
         console.print(Panel(Text(_as_read(example)), title=Text(f"Row {number}, of user {example['user_id']}")))
 

@@ -234,7 +234,7 @@ def _read(source: Any) -> np.ndarray | pl.DataFrame:
     if path.suffix == ".npy":
         return np.load(path)
     if path.suffix == ".parquet":
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     raise ValueError(f"`negatives`: {path} is neither a `.npy` matrix nor a `.parquet` table.")
 
 

@@ -1,5 +1,6 @@
 """Which rows a dataset has: targets, histories, negatives. Numbers only; the texts come later."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from .events import Events, Ragged, make_events
 from .log import InteractionLog
 from .negatives import Uniform
 from .seeding import make_keys
-from .splits import SPLIT_NAMES, AtTime, check_leaks, draw_order, keep_core
+from .splits import SPLIT_NAMES, SPLITS_IN_ORDER, AtTime, check_leaks, draw_order, keep_core
 
 
 _RANKING_STREAM = 1 << 20
@@ -70,7 +71,7 @@ class Plan:
         return make_keys(self.config.seed, 3, self.events.user[self.event], self.events.item[self.event])
 
 
-def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
+def make_plan(log: InteractionLog, config: BuildConfig, splits: Sequence[str] = SPLITS_IN_ORDER) -> Plan:
     """
     Choose the rows.
 
@@ -79,6 +80,8 @@ def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
             The log.
         config ([`BuildConfig`]):
             The options.
+        splits (`Sequence[str]`, *optional*):
+            Which of `"train"`, `"validation"` and `"test"` to have rows of. Defaults to all.
 
     Returns:
         [`Plan`]
@@ -127,7 +130,8 @@ def make_plan(log: InteractionLog, config: BuildConfig) -> Plan:
         popularity=np.bincount(events.item[(assigned == 0) & events.liked], minlength=events.items.height),
         notes=log.notes | again | notes,
     )
-    plan = _with_negatives(plan)
+    plan = select_rows(plan, np.isin(split, [SPLITS_IN_ORDER.index(name) for name in splits]))
+    plan = _count_short(_few_shot(_without_empty(plan)))
     check_leaks(rows_of(plan), one_moment=isinstance(config.make_split(), AtTime))
     return plan
 
@@ -180,8 +184,6 @@ def _choose(
     train = event[assigned[event] == 0]
     if config.train_targets != -1:
         train = train[_is_late(events.user[train], config.train_targets)]
-    if config.few_shot is not None:
-        train = train[_is_drawn(events, train, config)]
     event = np.concatenate([train, event[assigned[event] != 0]])
     if len(event) == 0:
         raise ValueError(
@@ -194,15 +196,6 @@ def _choose(
 def _is_late(user: np.ndarray, n: int) -> np.ndarray:
     """For each of the events of users, who are in order, whether it is one of its user's last `n`."""
     return np.concatenate([user[:-n] != user[n:], np.ones(min(n, len(user)), bool)])
-
-
-def _is_drawn(events: Events, train: np.ndarray, config: BuildConfig) -> np.ndarray:
-    users = np.unique(events.user[train])
-    if len(users) < config.few_shot:  # type: ignore[operator]
-        raise ValueError(f"`few_shot`: there are {len(users)} users to train on, not {config.few_shot}. Lower it.")
-    place = draw_order(len(events.user_ids), config.seed, purpose=2)
-    drawn = users[np.argsort(place[users])][: config.few_shot]
-    return np.isin(events.user[train], drawn)
 
 
 def _draw(
@@ -229,28 +222,50 @@ def _draw(
     return negatives, Uniform().sample(asked, wanted, nothing[held_out])
 
 
-def _with_negatives(plan: Plan) -> Plan:
-    """The plan without rows that have no negative; those with fewer than asked for are counted, or an error."""
+def _without_empty(plan: Plan) -> Plan:
+    """The plan without rows that have no negative, if fewer will do."""
+    keep = plan.negatives.max(axis=1, initial=-1) >= 0
+    if not plan.form.negatives or not plan.config.fewer_negatives or keep.all():
+        return plan
+    if not keep.any():
+        raise ValueError(f"`negatives`: no row has an eligible item by {plan.config.negatives!r}. Choose others.")
+    return select_rows(plan, keep, {"rows without an eligible negative, left out": int((~keep).sum())})
+
+
+def _few_shot(plan: Plan) -> Plan:
+    """The plan with only some users to train on; the order in which users are taken does not depend on how many."""
+    count = plan.config.few_shot
+    user, train = plan.events.user[plan.event], plan.split == 0
+    if count is None or not train.any():
+        return plan
+    users = np.unique(user[train])
+    if len(users) < count:
+        raise ValueError(f"`few_shot`: there are {len(users)} users to train on, not {count}. Lower it.")
+    place = draw_order(len(plan.events.user_ids), plan.config.seed, purpose=2)
+    drawn = np.isin(user, users[np.argsort(place[users])][:count])
+    return select_rows(plan, np.logical_or(~train, drawn))
+
+
+def _count_short(plan: Plan) -> Plan:
+    """The plan with the number of rows that have fewer negatives than asked for in its notes, or an error."""
     if not plan.form.negatives:
         return plan
-    found = (plan.negatives >= 0).sum(axis=1)
-    wanted = plan.config.num_negatives
-    few, none = int((found < wanted).sum()), int((found == 0).sum())
-    if few and not plan.config.fewer_negatives:
+    found, wanted = (plan.negatives >= 0).sum(axis=1), plan.config.num_negatives
+    short = int((found < wanted).sum())
+    if short and not plan.config.fewer_negatives:
         row = int(np.argmin(found))
         user, item = plan.events.user_ids[int(plan.events.user[plan.event[row]])], plan.events.item[plan.event[row]]
         raise ValueError(
-            f"`negatives`: {few} rows have fewer than {wanted} eligible items, such as that of user {user!r} with target "
+            f"`negatives`: {short} rows have fewer than {wanted} eligible items, such as that of user {user!r} with target "
             f"{plan.events.items['title'][int(item)]!r}, which has {found[row]}. Lower `num_negatives`, mix in 'uniform', or "
             "set `fewer_negatives=True`."
         )
-    if none == len(found):
-        raise ValueError(f"`negatives`: no row has an eligible item by {plan.config.negatives!r}. Choose others.")
+    few = int((plan.ranking_negatives < 0).any(axis=1).sum())
     notes = {
-        "rows without an eligible negative, left out": none,
-        f"rows with fewer than {wanted} negatives": few - none,
+        f"rows with fewer than {wanted} negatives": short,
+        f"rows to rank among fewer than {plan.config.ranking_negatives} others": few,
     }
-    return select_rows(plan, found > 0, {reason: count for reason, count in notes.items() if count})
+    return replace(plan, notes=plan.notes | {reason: count for reason, count in notes.items() if count})
 
 
 def select_rows(plan: Plan, keep: np.ndarray, notes: dict[str, int] | None = None) -> Plan:
@@ -268,6 +283,8 @@ def select_rows(plan: Plan, keep: np.ndarray, notes: dict[str, int] | None = Non
     Returns:
         [`Plan`]
     """
+    if keep.all():
+        return replace(plan, notes=plan.notes | (notes or {}))
     return replace(
         plan,
         split=plan.split[keep],
@@ -304,4 +321,5 @@ def _flat(items: np.ndarray, ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
 
 def as_list_column(values: pl.Series, offsets: np.ndarray) -> pl.Series:
     """The lists `values[offsets[i]:offsets[i + 1]]` as a column."""
-    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values.to_arrow()))
+    # Not of large lists: polars 1 reads large lists of strings wrongly
+    return pl.Series(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.to_arrow()))

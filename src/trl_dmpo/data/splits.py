@@ -15,7 +15,8 @@ from .seeding import make_keys
 
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SPLIT_NAMES = pl.Enum([TRAIN, VALIDATION, TEST])
+SPLITS_IN_ORDER = (TRAIN, VALIDATION, TEST)
+SPLIT_NAMES = pl.Enum(SPLITS_IN_ORDER)
 
 
 def _named(test: pl.Expr, validation: pl.Expr, train: pl.Expr | bool = True) -> pl.Expr:

@@ -179,3 +179,9 @@ def test_what_is_no_table():
         load_interactions([1, 2])
     with pytest.raises(ValueError, match=r"Give one split of it, such as dataset\['train'\]"):
         load_interactions(datasets.DatasetDict({"train": datasets.Dataset.from_polars(TABLE)}))
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    path = tmp_path / "[b]r.csv"
+    path.write_text("user_id,item_id,title\n1,7,Alien\n")
+    assert load_interactions(path).interactions.height == 1

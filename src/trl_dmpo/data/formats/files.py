@@ -127,7 +127,7 @@ def _read_delimited(path: Path) -> list[dict[str, Any]]:
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
-        return pl.read_parquet(path).to_dicts()
+        return pl.read_parquet(path, glob=False).to_dicts()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path}: not a whole parquet file ({error}). Get it again.") from error
 

@@ -153,7 +153,12 @@ class _File:
     def scan(self, types: Mapping[str, Any]) -> pl.LazyFrame:
         schema = {name: types.get(name, pl.String) for name in self.names}
         return pl.scan_csv(
-            self.content, separator=self.separator, has_header=self.header, quote_char=self.quote, schema=schema
+            self.content,
+            separator=self.separator,
+            has_header=self.header,
+            quote_char=self.quote,
+            schema=schema,
+            glob=False,
         )
 
     def lines(self) -> Iterator[bytes]:

@@ -205,7 +205,7 @@ def _open(source: Path | pl.LazyFrame) -> _Table:
 
 
 def _open_parquet(path: Path) -> _Table:
-    frame = pl.scan_parquet(path)
+    frame = pl.scan_parquet(path, glob=False)
     try:
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
