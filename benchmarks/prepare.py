@@ -7,15 +7,16 @@ python benchmarks/prepare.py --output benchmarks/prepare.json
 ```
 
 The log has 138,000 users, whose numbers of interactions are log-normal, and 27,000 items of Zipf popularity, in the order
-of time. The work: one leave-one-out row per user and split, K = 15 negatives by popularity that the user never liked, the
-prompt with up to 20 titles; written as `preference`, `sft` and, for validation and test, `ranking` with 99 more negatives.
-`--rows_of train` has the pandas way make the training rows of `preference` only: it has no more to show for its time.
+of time. The command makes three leave-one-out rows per user, for training, validation and test, with K = 15 negatives by
+popularity that the user never liked and up to 20 titles in the prompt, and writes them as `preference`, `sft` and `ranking`,
+the last with 99 more negatives. "training rows" is one row per user: what the pandas way makes.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,10 @@ import polars as pl
 
 
 USERS, ITEMS = 138_000, 27_000
-TITLES = ("Silent", "Last", "Red", "Lost", "Golden", "Second", "Hidden", "Broken"), ("River", "Night", "Garden", "Signal")
+TITLES = (
+    ("Silent", "Last", "Red", "Lost", "Golden", "Second", "Hidden", "Broken"),
+    ("River", "Night", "Garden", "Signal"),
+)
 
 
 def make_log(folder: Path, interactions: int, seed: int = 0) -> None:
@@ -48,7 +52,9 @@ def make_log(folder: Path, interactions: int, seed: int = 0) -> None:
         {
             "user_id": (pairs // ITEMS + 1).astype(np.int32),
             "item_id": (pairs % ITEMS + 1).astype(np.int32),
-            "rating": rng.choice([1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0], len(pairs), p=[0.08, 0.1, 0.2, 0.1, 0.27, 0.1, 0.15]),
+            "rating": rng.choice(
+                [1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0], len(pairs), p=[0.08, 0.1, 0.2, 0.1, 0.27, 0.1, 0.15]
+            ),
             "timestamp": np.sort(rng.integers(8 * 10**8, 15 * 10**8, len(pairs))),
         }
     )
@@ -91,6 +97,16 @@ def prepare_with_pandas(folder: Path, target: Path, num_negatives: int = 15, max
     pd.DataFrame(rows).to_parquet(target)
 
 
+def prepare_training_rows(folder: Path, target: Path) -> None:
+    """One row per user, as `preference` and `sft`."""
+    from trl_dmpo.data import BuildConfig, load_interactions
+    from trl_dmpo.data.plan import make_plan
+    from trl_dmpo.data.save import save_dataset
+
+    plan = make_plan(load_interactions(folder), BuildConfig(), splits=("train",))
+    save_dataset([plan], target, options={})
+
+
 def measure(command: list[str]) -> dict[str, float]:
     """Wall-clock seconds and peak memory of a process of its own, in GB."""
     start = time.perf_counter()
@@ -98,7 +114,13 @@ def measure(command: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return {"seconds": time.perf_counter() - start, "peak_gb": usage.ru_maxrss * 1024 / 1e9}
+    seconds = time.perf_counter() - start
+    shutil.rmtree(command[-1], ignore_errors=True)
+    return {"seconds": seconds, "peak_gb": usage.ru_maxrss * 1024 / 1e9}
+
+
+# In a process of its own each, so that its time and memory are known
+WAYS = {"pandas": prepare_with_pandas, "rows": prepare_training_rows}
 
 
 def main() -> None:
@@ -106,31 +128,35 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, default=20_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--pandas", nargs=2, type=Path, metavar=("LOG", "TARGET"), help=argparse.SUPPRESS)
+    for way in WAYS:
+        parser.add_argument(f"--{way}", nargs=2, type=Path, metavar=("LOG", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.pandas:
-        return prepare_with_pandas(*options.pandas)
+    for way, run in WAYS.items():
+        if getattr(options, way):
+            return run(*getattr(options, way))
     with tempfile.TemporaryDirectory() as name:
         whole, tenth = Path(name, "whole"), Path(name, "tenth")
         for folder, size in ((whole, options.interactions), (tenth, options.interactions // 10)):
             folder.mkdir()
             make_log(folder, size)
-        prepare = [str(Path(sys.executable).with_name("trl-dmpo")), "prepare", "--overwrite_output_dir", "true"]
+        prepare = [str(Path(sys.executable).with_name("trl-dmpo")), "prepare"]
+        here = [sys.executable, __file__]
         commands = {
-            "whole log": [*prepare, "--source", str(whole), "--output_dir", f"{name}/out"],
-            "a tenth": [*prepare, "--source", str(tenth), "--output_dir", f"{name}/out-tenth"],
-            "a tenth, pandas": [sys.executable, __file__, "--pandas", str(tenth), f"{name}/pandas.parquet"],
+            "trl-dmpo prepare, all splits": [*prepare, "--source", str(whole), "--output_dir"],
+            "training rows": [*here, "--rows", str(whole)],
+            "training rows of a tenth": [*here, "--rows", str(tenth)],
+            "training rows of a tenth, pandas": [*here, "--pandas", str(tenth)],
         }
         runs: dict[str, list[dict[str, float]]] = {what: [] for what in commands}
-        for _ in range(options.rounds):
-            for what, command in commands.items():
-                runs[what].append(measure(command))
+        for number in range(options.rounds):
+            for place, (what, command) in enumerate(commands.items()):
+                runs[what].append(measure([*command, f"{name}/out-{number}-{place}"]))
                 print(what, runs[what][-1], flush=True)
     medians = {
         what: {key: float(np.median([run[key] for run in each])) for key in each[0]} for what, each in runs.items()
     }
     for what, median in medians.items():
-        print(f"{what:<16} {median['seconds']:8.1f} s {median['peak_gb']:6.2f} GB")
+        print(f"{what:<34} {median['seconds']:8.1f} s {median['peak_gb']:6.2f} GB")
     if options.output:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         result = {"interactions": options.interactions, "machine": machine, "medians": medians, "runs": runs}

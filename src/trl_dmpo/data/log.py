@@ -266,8 +266,9 @@ def _sorted(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     packed = _packed(frame, columns)
     if packed is None:
         return frame.sort(columns)
-    order = np.argsort(packed.numbers) if frame.width > len(columns) else np.empty(0, np.int64)
-    others = frame.select(pl.exclude(columns).gather(order))
+    others = frame.drop(columns)
+    if others.width:
+        others = others.select(pl.all().gather(pl.Series(packed.numbers).arg_sort()))
     packed.numbers.sort()
     return packed.unpack(columns).hstack(others).select(frame.columns)
 

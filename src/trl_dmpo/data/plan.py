@@ -113,6 +113,7 @@ def make_plan(log: InteractionLog, config: BuildConfig, splits: Sequence[str] = 
     past = events.liked if form.history == "liked" else np.ones(len(events.user), bool)
     assigned = _assign(log, events, may_ask, config)
     event, notes = _choose(events, assigned, past, config)
+    event = event[np.isin(assigned[event], [SPLITS_IN_ORDER.index(name) for name in splits])]
     event = event[np.argsort(assigned[event], kind="stable")]
     split = assigned[event]
     negatives, ranking_negatives = _draw(events, event, assigned, form, config)
@@ -130,7 +131,6 @@ def make_plan(log: InteractionLog, config: BuildConfig, splits: Sequence[str] = 
         popularity=np.bincount(events.item[(assigned == 0) & events.liked], minlength=events.items.height),
         notes=log.notes | again | notes,
     )
-    plan = select_rows(plan, np.isin(split, [SPLITS_IN_ORDER.index(name) for name in splits]))
     plan = _count_short(_few_shot(_without_empty(plan)))
     check_leaks(rows_of(plan), one_moment=isinstance(config.make_split(), AtTime))
     return plan
