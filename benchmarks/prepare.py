@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 
 USERS, ITEMS = 138_000, 27_000
@@ -34,20 +33,24 @@ TITLES = (
 )
 
 
-def make_log(folder: Path, interactions: int, seed: int = 0) -> None:
+def make_log(folder: Path, interactions: str, seed: int = 0) -> None:
     """`ratings.csv` and `items.csv`; users, items and interactions in the proportions of MovieLens-20M."""
-    users = max(100, USERS * interactions // 20_000_000)
+    count = int(interactions)
+    folder.mkdir()
+    import polars as pl
+
+    users = max(100, USERS * count // 20_000_000)
     rng = np.random.default_rng(seed)
     activity = rng.lognormal(0.0, 1.0, users)
     weights = 1 / np.arange(1, ITEMS + 1)
     rng.shuffle(weights)
     pairs = np.empty(0, np.int64)
-    while len(pairs) < interactions:
-        count = int((interactions - len(pairs)) * 1.5) + 1000
-        user = np.searchsorted(np.cumsum(activity) / activity.sum(), rng.random(count))
-        item = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(count))
+    while len(pairs) < count:
+        more = int((count - len(pairs)) * 1.5) + 1000
+        user = np.searchsorted(np.cumsum(activity) / activity.sum(), rng.random(more))
+        item = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(more))
         pairs = np.unique(np.concatenate([pairs, user * ITEMS + item]))
-    pairs = rng.permutation(pairs)[:interactions]
+    pairs = rng.permutation(pairs)[:count]
     frame = pl.DataFrame(
         {
             "user_id": (pairs // ITEMS + 1).astype(np.int32),
@@ -64,8 +67,8 @@ def make_log(folder: Path, interactions: int, seed: int = 0) -> None:
     pl.DataFrame({"item_id": range(1, ITEMS + 1), "title": titles}).write_csv(folder / "items.csv")
 
 
-def prepare_with_pandas(folder: Path, target: Path, num_negatives: int = 15, max_history: int = 20) -> None:
-    """Training rows as published repositories make them: a Python loop over users, and one over negatives."""
+def prepare_with_pandas(folder: Path, target: str, num_negatives: int = 15, max_history: int = 20) -> None:
+    """Training rows as published repositories make them: a frame in memory, and a Python loop over users."""
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -82,9 +85,9 @@ def prepare_with_pandas(folder: Path, target: Path, num_negatives: int = 15, max
         liked, history, chosen = set(taken), taken[:-3][-max_history:], taken[-3]
         rejected: list[int] = []
         while len(rejected) < num_negatives:
-            item = rng.choice(items, p=weights)
-            if item not in liked and item not in rejected:
-                rejected.append(item)
+            drawn = rng.choice(items, size=4 * num_negatives, p=weights)
+            rejected += [item for item in dict.fromkeys(drawn) if item not in liked and item not in rejected]
+        rejected = rejected[:num_negatives]
         listed = "\n".join(f"- {titles[item]}" for item in history)
         rows.append(
             {
@@ -97,14 +100,14 @@ def prepare_with_pandas(folder: Path, target: Path, num_negatives: int = 15, max
     pd.DataFrame(rows).to_parquet(target)
 
 
-def prepare_training_rows(folder: Path, target: Path) -> None:
+def prepare_training_rows(folder: Path, target: str) -> None:
     """One row per user, as `preference` and `sft`."""
     from trl_dmpo.data import BuildConfig, load_interactions
     from trl_dmpo.data.plan import make_plan
     from trl_dmpo.data.save import save_dataset
 
     plan = make_plan(load_interactions(folder), BuildConfig(), splits=("train",))
-    save_dataset([plan], target, options={})
+    save_dataset([plan], Path(target), options={})
 
 
 def measure(command: list[str]) -> dict[str, float]:
@@ -120,7 +123,7 @@ def measure(command: list[str]) -> dict[str, float]:
 
 
 # In a process of its own each, so that its time and memory are known
-WAYS = {"pandas": prepare_with_pandas, "rows": prepare_training_rows}
+WAYS = {"log": make_log, "pandas": prepare_with_pandas, "rows": prepare_training_rows}
 
 
 def main() -> None:
@@ -129,18 +132,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     for way in WAYS:
-        parser.add_argument(f"--{way}", nargs=2, type=Path, metavar=("LOG", "TARGET"), help=argparse.SUPPRESS)
+        parser.add_argument(f"--{way}", nargs=2, metavar=("FOLDER", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     for way, run in WAYS.items():
         if getattr(options, way):
-            return run(*getattr(options, way))
+            folder, target = getattr(options, way)
+            return run(Path(folder), target)
     with tempfile.TemporaryDirectory() as name:
         whole, tenth = Path(name, "whole"), Path(name, "tenth")
-        for folder, size in ((whole, options.interactions), (tenth, options.interactions // 10)):
-            folder.mkdir()
-            make_log(folder, size)
-        prepare = [str(Path(sys.executable).with_name("trl-dmpo")), "prepare"]
         here = [sys.executable, __file__]
+        for folder, size in ((whole, options.interactions), (tenth, options.interactions // 10)):
+            subprocess.run([*here, "--log", str(folder), str(size)], check=True)
+        prepare = [str(Path(sys.executable).with_name("trl-dmpo")), "prepare"]
         commands = {
             "trl-dmpo prepare, all splits": [*prepare, "--source", str(whole), "--output_dir"],
             "training rows": [*here, "--rows", str(whole)],
