@@ -32,7 +32,7 @@ PAPERS = ROOT.parent / "shared" / "data"
 PAGES = [ROOT / "docs" / "prompts.md", Path(__file__).parent / "snapshots" / "prompts.md"]
 
 # A line of code, and what the form of that line writes
-SHOWN = re.compile(r"```python\n(\w+\([^\n]*\))\n```\n\n```text\n(.*?)\n```\n", re.DOTALL)
+SHOWN = re.compile(r"```python\n(\w+\([^`]*\))\n```\n\n```text\n(.*?)\n```\n", re.DOTALL)
 
 WORDINGS = [
     (form, wording)
