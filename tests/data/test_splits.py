@@ -173,7 +173,7 @@ def changed(column, row, value):
 
 
 def test_rows_without_leaks_pass():
-    check_leaks(pl.DataFrame(ROWS), one_moment=True)
+    assert check_leaks(pl.DataFrame(ROWS), one_moment=True) is None
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,7 @@ def test_leaks_are_named(rows, message):
 
 
 def test_time_matters_only_where_one_moment_was_promised():
-    check_leaks(pl.DataFrame(changed("timestamp", 0, 9)))
+    late = pl.DataFrame(changed("timestamp", 0, 9))
+    assert check_leaks(late) is None
+    with pytest.raises(ValueError, match="later than the first of"):
+        check_leaks(late, one_moment=True)

@@ -56,7 +56,8 @@ class PrepareArguments:
     source: str | None = field(default=None, metadata={"help": "Folder or file with the interactions."})
     output_dir: str | None = field(default=None, metadata={"help": "Where to write the dataset."})
     format: str | None = field(
-        default=None, metadata={"help": "What to take the source for, where that is not clear: 'ml-100k', 'csv', ..."}
+        default=None,
+        metadata={"help": "What to take the source for, where that is not clear: 'movielens', 'tabular', ..."},
     )
     items: str | None = field(
         default=None, metadata={"help": "File with the items' titles, if they are not where the interactions are."}

@@ -3,6 +3,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+import datasets
+import pandas
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -45,9 +47,7 @@ def frame(kind):
     if kind == "lazy":
         return TABLE.lazy()
     if kind == "pandas":
-        pytest.importorskip("pandas")
         return TABLE.to_pandas()
-    datasets = pytest.importorskip("datasets")
     return datasets.Dataset.from_polars(TABLE).select(range(3))
 
 
@@ -116,7 +116,6 @@ def test_ids_of_a_file_are_the_same_text_here(items):
 
 
 def test_ids_that_pandas_made_fractions():
-    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"user_id": [1, 2, None], "item_id": [7.0, 8.0, 9.0], "title": ["Big", None, "Heat"]})
     log = load_interactions(table)
     assert log.interactions["user_id"].to_list() == [1]
@@ -174,7 +173,6 @@ def test_broken_files(tmp_path, name, content, message):
 
 
 def test_what_is_no_table():
-    datasets = pytest.importorskip("datasets")
     with pytest.raises(ValueError, match=r"from a builtins.list: give a path"):
         load_interactions([1, 2])
     with pytest.raises(ValueError, match=r"Give one split of it, such as dataset\['train'\]"):
