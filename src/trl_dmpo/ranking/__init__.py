@@ -1,0 +1,1 @@
+"""Score, rank, recommend, evaluate, explain."""
