@@ -15,13 +15,26 @@ _EXPORTS = {
     "DMPOTrainer": "trainer.dmpo_trainer",
     "DataCollatorForMultiPreference": "trainer.collator",
     "LOSSES": "losses",
+    "Recommender": "ranking.recommender",
+    "Scorer": "ranking.scorer",
     "Scores": "losses",
 }
 
-__all__ = ["LOSSES", "DMPOConfig", "DMPOTrainer", "DataCollatorForMultiPreference", "Scores", "__version__"]
+__all__ = [
+    "LOSSES",
+    "DMPOConfig",
+    "DMPOTrainer",
+    "DataCollatorForMultiPreference",
+    "Recommender",
+    "Scorer",
+    "Scores",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .losses import LOSSES, Scores
+    from .ranking.recommender import Recommender
+    from .ranking.scorer import Scorer
     from .trainer.collator import DataCollatorForMultiPreference
     from .trainer.dmpo_config import DMPOConfig
     from .trainer.dmpo_trainer import DMPOTrainer

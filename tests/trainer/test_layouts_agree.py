@@ -22,7 +22,7 @@ OBSTACLES = {
 }
 
 
-def leak(batch, implementation, dtype, window):
+def leak(batch, implementation, dtype, window, past):
     """A mask under which a branch sees the branches in front of it."""
     seen = torch.ones(len(batch["input_ids"]), 1, *[batch["input_ids"].size(1)] * 2).tril().bool()
     return seen if implementation == "sdpa" else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(dtype).min)

@@ -1,49 +1,259 @@
-"""Exact log-probabilities of many completions of a prompt."""
+"""Exact log-probabilities of many completions of a prompt, which is computed once."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..trainer.layout import Candidate, repeated_layout
-from ..trainer.tokenization import tokenize_row
+from ..data.schema import is_message_list
+from ..trainer.sharing import REFUSALS, Measurement, compare_layouts, refused, sharing_obstacle
+from .forward import TREE_TOKENS, score_repeated, score_shared
+from .token_budget import TokenBudget
+from .token_tree import TokenTree, token_trees
+from .tokens import Completions, Encoded
+
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Scores completions of prompts (the plain path, one row a completion)."""
+    """
+    Scores completions of prompts by their log-probabilities: exact, without generation, and never invalid.
 
-    def __init__(self, model: Any, tokenizer: Any, prefix_sharing: str | bool = "auto", max_tokens: int | None = None):
-        self.model = model.eval()
-        self.tokenizer = tokenizer
+    A prompt is computed once, whatever the number of its completions, and what these have in common from their start is
+    computed once, too. This is exact or it does not happen: a rule on the kind of model and a comparison on the first
+    prompts decide; where the answer is no, the prompt is run once for every completion, and a warning says why.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model, on any device and of any floating-point type.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prefix_sharing (`bool` or `str`, *optional*, defaults to `"auto"`):
+            Whether to compute a prompt once: `"auto"`, `True` (an error where it is not exact) or `False`.
+        max_tokens (`int`, *optional*):
+            Tokens of a forward pass. By default as many as the free memory holds, up to where more gain nothing. Either
+            way, when memory does not suffice, it is halved and the work goes on.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+    >>> from trl_dmpo import Scorer
+
+    >>> name = "Qwen/Qwen3-0.6B"
+    >>> scorer = Scorer(AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name))  # doctest: +SKIP
+    >>> scorer.score(["Watched: Alien. Next:"], [" Aliens", " Heat"])  # doctest: +SKIP
+    [tensor([-11.8125, -15.1250])]
+    ```
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, prefix_sharing: bool | str = "auto", max_tokens: int | None = None):
+        if prefix_sharing not in (True, False, "auto"):
+            raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {prefix_sharing!r}.")
+        self.model, self.tokenizer = model, tokenizer
+        self.prefix_sharing = prefix_sharing
+        self._budget = TokenBudget(model, max_tokens)
+        self._shares: bool | None = None if prefix_sharing else False
 
     def score(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[str | list[dict]],
         candidates: Sequence[Any],
         normalize: str = "sum",
         progress: Callable[[int], None] | None = None,
     ) -> list[torch.Tensor]:
-        common = isinstance(candidates[0], str) or (isinstance(candidates[0], list) and isinstance(candidates[0][0], dict))
-        lists = [candidates] * len(prompts) if common else candidates
-        scores = []
-        for prompt, answers in zip(prompts, lists, strict=True):
-            first, *others = answers
-            row = {"prompt": prompt, "chosen": first, "rejected": others}
-            ids = tokenize_row(row, self.tokenizer, self.tokenizer.eos_token)
-            tokens = [ids["chosen_ids"], *ids["rejected_ids"]]
-            scores.append(torch.cat([self._score(ids["prompt_ids"], tokens[i : i + 64], normalize) for i in range(0, len(tokens), 64)]))
-            if progress is not None:
-                progress(1)
-        return scores
+        """
+        Log-probabilities of candidates as completions of prompts.
 
-    @torch.no_grad()
-    def _score(self, prompt: list[int], completions: list[list[int]], normalize: str) -> torch.Tensor:
-        batch = repeated_layout([[Candidate(prompt, completion)] for completion in completions], 0)
-        device = self.model.device
-        logits = self.model(
-            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
-        ).logits[:, :-1]
-        targets = batch["targets"].to(device)
-        logps = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        sums = logps.masked_fill(targets < 0, 0).sum(1)
-        return (sums if normalize == "sum" else sums / (targets >= 0).sum(1)).cpu()
+        The tokens are those of training: after a prompt of text, the EOS token ends a candidate and is scored with it; a
+        chat template ends messages itself. The scores do not depend on what else is scored, but for noise of the model's
+        type.
+
+        Args:
+            prompts (`Sequence[str]` or `Sequence[list[dict]]`):
+                N prompts, text or messages.
+            candidates (`Sequence`):
+                One list of candidates for all prompts, or N lists; each candidate is text or messages, as the prompts
+                are.
+            normalize (`str`, *optional*, defaults to `"sum"`):
+                `"sum"` over the tokens of a candidate, in nats, or their `"mean"`.
+            progress (`Callable[[int], None]`, *optional*):
+                Called with the number of prompts that have been scored since the last call.
+
+        Returns:
+            `list[torch.Tensor]`: N tensors, float32 on the CPU, a score for each candidate in the order given.
+
+        Raises:
+            `ValueError`: a prompt has no candidates, or an empty or repeated one; it is longer than the model's window; it
+            is a chat and the tokenizer has no chat template; or the model gives NaN.
+        """
+        if normalize not in ("sum", "mean"):
+            raise ValueError(f"`normalize` must be 'sum' or 'mean', got {normalize!r}.")
+        prompts, lists = list(prompts), _as_lists(prompts, candidates)
+        self._check(prompts, lists)
+        rows = self._encode(prompts, lists)
+        with _evaluating(self.model), torch.no_grad():
+            if self._shares is None and rows:
+                self._shares = self._decide(rows)
+            logps = self._score_all(rows, progress)
+        return [
+            _reduce(each, row, normalize, index) for index, (each, row) in enumerate(zip(logps, rows, strict=True))
+        ]
+
+    def _check(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]]) -> None:
+        checked: set[int] = set()
+        for index, (prompt, candidates) in enumerate(zip(prompts, lists, strict=True)):
+            is_chat = is_message_list(prompt)
+            if not (is_chat or isinstance(prompt, str)):
+                raise ValueError(f"prompts[{index}] is {type(prompt).__name__}, expected text or a list of messages.")
+            if is_chat and self.tokenizer.chat_template is None:
+                raise ValueError(
+                    f"prompts[{index}] is a chat, but the tokenizer has no chat template. Give prompts of plain text, or "
+                    "the tokenizer of a chat model."
+                )
+            if (id(candidates), is_chat) not in checked:
+                _check_candidates(candidates, index, is_chat)
+                checked.add((id(candidates), is_chat))
+
+    def _encode(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]]) -> list[Encoded]:
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        completions: dict[int, Completions] = {}
+        rows = []
+        for index, (prompt, candidates) in enumerate(zip(prompts, lists, strict=True)):
+            behind = completions.setdefault(id(candidates), Completions(candidates, self.tokenizer))
+            row = behind.behind(prompt)
+            longest = max(map(len, row.completions))
+            if not row.prompt:
+                raise ValueError(f"prompts[{index}] has no tokens. Begin with the BOS token, or with any text.")
+            if window is not None and len(row.prompt) + longest > window:
+                raise ValueError(
+                    f"prompts[{index}] has {len(row.prompt)} tokens and its longest candidate {longest}, but the model's "
+                    f"window is {window}. Shorten the prompt, for instance its history."
+                )
+            rows.append(row)
+        return rows
+
+    def _decide(self, rows: list[Encoded]) -> bool:
+        """Whether prompts are shared: by the kind of model, then by comparison."""
+        reason = sharing_obstacle(self.model)
+        if reason is None:
+            measured = self._measure(rows)
+            reason = None if measured.exact else f"on the first prompts, {measured.describe()}"
+        if reason is None:
+            return True
+        if self.prefix_sharing is True:
+            raise ValueError(
+                f"`prefix_sharing=True`, but sharing prompts is not exact here: {reason}. Set `prefix_sharing='auto'` to "
+                "run the prompt once for every completion instead."
+            )
+        logger.warning(f"Prompts are not shared, each is run once for every completion: {reason}.")
+        return False
+
+    def _measure(self, rows: list[Encoded]) -> Measurement:
+        several = [row for row in rows if len(row.completions) > 1] or rows
+        together = [Encoded(row.prompt, row.completions[:4]) for row in several[:2]]
+        alone = [Encoded(row.prompt, [completion]) for row in together for completion in row.completions]
+
+        def flat(score: Callable, chosen: list[Encoded]) -> torch.Tensor:
+            logps = self._budget.spend(lambda tokens: score(self.model, chosen, tokens))
+            pairs = zip(chosen, logps, strict=True)
+            return torch.cat(
+                [each[: len(ids)] for row, rows in pairs for ids, each in zip(row.completions, rows, strict=True)]
+            )
+
+        repeated = flat(score_repeated, alone)
+        try:
+            shared = flat(score_shared, together)
+            # One at a time: what a mask hides must not pass for noise
+            unshared = torch.cat([flat(score_shared, [row]) for row in alone])
+        except REFUSALS as error:
+            return refused(error)
+        return compare_layouts(shared, unshared, repeated, self.model.dtype)
+
+    def _score_all(self, rows: list[Encoded], progress: Callable[[int], None] | None) -> list[torch.Tensor]:
+        """Log-probabilities of tokens: rows of like length together, and fewer at a time when memory does not suffice."""
+        trees: dict[tuple[int, int], list[TokenTree]] = {}
+
+        def trees_of(size: int, completions: list[list[int]]) -> list[TokenTree]:
+            key = id(completions), size
+            if key not in trees:
+                trees[key] = token_trees(completions, size)
+            return trees[key]
+
+        def score_longest(tokens: int) -> tuple[list[int], list[torch.Tensor]]:
+            group = left[-max(tokens // len(rows[left[-1]].prompt), 1) :]
+            chosen = [rows[index] for index in group]
+            if self._shares:
+                return group, score_shared(self.model, chosen, tokens, partial(trees_of, min(tokens, TREE_TOKENS)))
+            return group, score_repeated(self.model, chosen, tokens)
+
+        found: dict[int, torch.Tensor] = {}
+        left = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
+        while left:
+            group, logps = self._budget.spend(score_longest)
+            found |= dict(zip(group, logps, strict=True))
+            left = left[: -len(group)]
+            if progress is not None:
+                progress(len(group))
+        return [found[index] for index in range(len(rows))]
+
+
+def _as_lists(prompts: Sequence[Any], candidates: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """A list of candidates for each prompt."""
+    if isinstance(prompts, str) or is_message_list(prompts):
+        raise ValueError("`prompts` is a single prompt. Give a list of prompts.")
+    if len(candidates) and (isinstance(candidates[0], str) or is_message_list(candidates[0])):
+        return [candidates] * len(prompts)
+    candidates = list(candidates)  # lists that stay the same objects, which a column of a dataset does not promise
+    if len(candidates) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and {len(candidates)} lists of candidates. Give one list for all prompts, or "
+            "one for each."
+        )
+    return candidates
+
+
+def _check_candidates(candidates: Sequence[Any], index: int, is_chat: bool) -> None:
+    if not len(candidates):
+        raise ValueError(f"prompts[{index}] has no candidates.")
+    seen = set()
+    for place, candidate in enumerate(candidates):
+        if not (is_message_list(candidate) if is_chat else isinstance(candidate, str)):
+            expected = "a list of messages" if is_chat else "text"
+            raise ValueError(
+                f"Candidate {place} of prompts[{index}] is {type(candidate).__name__}, expected {expected}, as the prompt."
+            )
+        text = repr(candidate) if is_chat else candidate
+        content = candidate if isinstance(candidate, str) else "".join(str(each["content"]) for each in candidate)
+        if not content.strip():
+            raise ValueError(f"Candidate {place} of prompts[{index}] is empty.")
+        if text in seen:
+            raise ValueError(f"Candidate {place} of prompts[{index}] is there twice: {candidate!r}.")
+        seen.add(text)
+
+
+def _reduce(logps: torch.Tensor, row: Encoded, normalize: str, index: int) -> torch.Tensor:
+    if logps.isnan().any():
+        raise ValueError(
+            f"The model gives NaN for the candidates of prompts[{index}]: its weights are not finite, or its type "
+            f"overflows. Load it in bfloat16 or float32."
+        )
+    sums = logps.double().sum(1)
+    if normalize == "mean":
+        sums /= torch.tensor([len(completion) for completion in row.completions])
+    return sums.float()
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """`model` without dropout, and then in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -288,7 +288,7 @@ def attention_kinds(config: Any) -> set[str]:
     return {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
 
 
-def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torch.dtype) -> Any:
+def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torch.dtype, past: int = 0) -> Any:
     """
     The attention mask of a shared batch, in the form that the model's attention implementation takes.
 
@@ -297,14 +297,16 @@ def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torc
 
     Args:
         batch (`dict[str, torch.Tensor]`):
-            What [`shared_layout`] returned.
+            What [`shared_layout`] returned; of it, `subtree_end` and `position_ids`.
         config ([`~transformers.PreTrainedConfig`]):
             Configuration of the model: its attention implementation, its kinds of attention and its window.
         dtype (`torch.dtype`):
             Type of the mask that eager attention adds to the scores.
+        past (`int`, *optional*, defaults to `0`):
+            Number of columns at the start that are in a cache of keys and values, and not computed.
 
     Returns:
-        `torch.Tensor` of shape (R, 1, T, T), bool for `"sdpa"` and `dtype` for `"eager"`, or a `BlockMask` for
+        `torch.Tensor` of shape (R, 1, T - past, T), bool for `"sdpa"` and `dtype` for `"eager"`, or a `BlockMask` for
         `"flex_attention"`; for a model with several kinds of attention, a dict from kind to mask.
     """
     config = config.get_text_config()
@@ -313,29 +315,33 @@ def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torc
 
     def mask(kind: str) -> Any:
         window = config.sliding_window if kind == "sliding_attention" else None
-        return _mask(
-            batch, config._attn_implementation, dtype, window if window is not None and window < width else None
-        )
+        if window is not None and window >= width:
+            window = None
+        return _mask(batch, config._attn_implementation, dtype, window, past)
 
     masks = {kind: mask(kind) for kind in sorted(kinds)}
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
-def _mask(batch: dict[str, torch.Tensor], implementation: str, dtype: torch.dtype, window: int | None) -> Any:
+def _mask(
+    batch: dict[str, torch.Tensor], implementation: str, dtype: torch.dtype, window: int | None, past: int
+) -> Any:
     end, position = batch["subtree_end"], batch["position_ids"]
     rows, width = end.shape
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 
         def visible(b, h, q, k):
+            q = q + past
             seen = (k <= q) & (q < end[b, k])
             return seen if window is None else seen & (position[b, q] - position[b, k] < window)
 
-        return create_block_mask(visible, rows, None, width, width, device=end.device)
+        return create_block_mask(visible, rows, None, width - past, width, device=end.device)
     index = torch.arange(width, device=end.device)
-    seen = (index <= index[:, None]) & (index[:, None] < end[:, None, :])
+    query = index[past:, None]
+    seen = (index <= query) & (query < end[:, None, :])
     if window is not None:
-        seen &= position[:, :, None] - position[:, None, :] < window
+        seen &= position[:, past:, None] - position[:, None, :] < window
     seen = seen[:, None]
     if implementation == "sdpa":
         return seen

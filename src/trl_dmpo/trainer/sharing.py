@@ -25,7 +25,7 @@ _NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 1e-3, t
 _NOISE_FACTOR = 5.0
 
 # What a forward raises that cannot work with a mask or positions of ours
-_REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def sharing_obstacle(model: Any) -> str | None:
@@ -132,11 +132,43 @@ def measure_sharing(
     try:
         shared = score(batch)
         unshared = score(lay_out(alone, True))
-    except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
-            raise
-        return Measurement(float("inf"), 0.0, f"{type(error).__name__}: {error}")
+    except REFUSALS as error:
+        return refused(error)
     together = torch.stack([shared[b, c, : tokens.size(2)] for b, row in enumerate(rows) for c in range(len(row))])
-    difference = (together - repeated[:, 0])[tokens[:, 0]].abs().mean().item()
-    noise = (unshared - repeated)[tokens].abs().mean().item()
+    return compare_layouts(together[tokens[:, 0]], unshared[tokens], repeated[tokens], dtype)
+
+
+def compare_layouts(
+    shared: torch.Tensor, unshared: torch.Tensor, repeated: torch.Tensor, dtype: torch.dtype
+) -> Measurement:
+    """
+    Compare log-probabilities of the same tokens, each argument of shape (tokens,).
+
+    Args:
+        shared (`torch.Tensor`):
+            From prompts that several completions share.
+        unshared (`torch.Tensor`):
+            From the same kernels with one completion a prompt: what they differ by from `repeated` is noise.
+        repeated (`torch.Tensor`):
+            From a plain forward of every completion.
+        dtype (`torch.dtype`):
+            Type that the model computes in.
+
+    Returns:
+        [`Measurement`].
+    """
+    difference = (shared - repeated).abs().mean().item()
+    noise = (unshared - repeated).abs().mean().item()
     return Measurement(difference, max(_NOISE_FLOOR.get(dtype, 1e-2), _NOISE_FACTOR * noise))
+
+
+def refused(error: Exception) -> Measurement:
+    """
+    The measurement of a model that could not run on a shared layout.
+
+    Raises:
+        `error` itself, where it says nothing about the layout.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        raise error
+    return Measurement(float("inf"), 0.0, f"{type(error).__name__}: {error}")

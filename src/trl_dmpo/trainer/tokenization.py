@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging as transformers_logging
 from trl.data_utils import _tokenize, common_prefix_length, extract_prompt
 
 from ..data.schema import Problem, as_list, find_problem
@@ -82,7 +83,8 @@ def tokenize_row(
 
     length = min(common_prefix_length(prompt_ids, sequence) for sequence in sequences)
     if length < len(prompt_ids):
-        logger.warning_once(
+        # Unlike that of accelerate, this logger also works outside of training
+        transformers_logging.get_logger(__name__).warning_once(
             "The tokenized prompt is not a prefix of the tokenized prompt+completion, usually because tokens merge "
             "across the boundary or because the chat template renders the prompt alone differently. The completions "
             "start where they part, and this end of the prompt is left out of the training sequence: "
