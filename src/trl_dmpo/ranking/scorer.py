@@ -105,7 +105,7 @@ class Scorer:
         ]
 
     def _check(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]]) -> None:
-        checked: set[int] = set()
+        checked: set[tuple[int, bool]] = set()
         for index, (prompt, candidates) in enumerate(zip(prompts, lists, strict=True)):
             is_chat = is_message_list(prompt)
             if not (is_chat or isinstance(prompt, str)):
