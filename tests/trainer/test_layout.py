@@ -1,5 +1,7 @@
 """The two layouts, as tensors."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ def candidates(batch) -> list[list[Candidate]]:
 
 
 def visible(batch) -> torch.Tensor:
-    return _mask(batch, "sdpa", torch.float32, None)[:, 0]
+    return _mask(batch, "sdpa", torch.float32, None, past=0)[:, 0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -112,10 +114,10 @@ def test_hand_made_mask():
         [0, 0, 0, 0, 0, 0, 0, 1],
     ]
     assert visible(batch)[0].int().tolist() == expected
-    windowed = _mask(batch, "sdpa", torch.float32, window=2)[0, 0].int().tolist()
+    windowed = _mask(batch, "sdpa", torch.float32, window=2, past=0)[0, 0].int().tolist()
     assert windowed[3] == [0, 0, 1, 1, 0, 0, 0, 0]  # position 3 sees 2 and 3
     assert windowed[4] == [0, 1, 0, 0, 1, 0, 0, 0]  # position 2, of the other branch, sees 1 and 2
-    eager = _mask(batch, "eager", torch.float16, None)
+    eager = _mask(batch, "eager", torch.float16, None, past=0)
     assert eager.dtype == torch.float16
     assert torch.equal(eager[0, 0] == 0, visible(batch)[0])
     assert torch.isfinite(eager).all()
@@ -123,12 +125,13 @@ def test_hand_made_mask():
 
 def test_flex_attention_gets_the_same_mask():
     batch = shared_layout([[Candidate([1, 2, 3], [4, 5]), Candidate([1, 2, 3], [6])]], pad_token_id=0)
-    for window in (None, 2):
-        block_mask = _mask(batch, "flex_attention", torch.float32, window)
-        dense = _mask(batch, "sdpa", torch.float32, window)
-        index = torch.arange(dense.size(-1))
-        mod = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
+    for window, past in itertools.product((None, 2), (0, 3)):
+        block_mask = _mask(batch, "flex_attention", torch.float32, window, past)
+        dense = _mask(batch, "sdpa", torch.float32, window, past)
+        query, key = torch.arange(dense.size(-2))[:, None], torch.arange(dense.size(-1))
+        mod = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
         assert torch.equal(mod, dense[0, 0])
+        assert torch.equal(dense, _mask(batch, "sdpa", torch.float32, window, past=0)[:, :, past:])
 
 
 EXAMPLE = {
