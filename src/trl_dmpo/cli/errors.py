@@ -1,5 +1,6 @@
 """What the user got wrong is one line on the screen, not a traceback."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,3 +14,13 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Let a terminated process remove what it has written aside, as it does after Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,15 +1,12 @@
 """`trl-dmpo prepare`: from an interaction log to a dataset of rows with K rejected answers."""
 
 import re
-import signal
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_dmpo.cli.errors import one_line_errors
+from trl_dmpo.cli.errors import one_line_errors, unwound_by_sigterm
 from trl_dmpo.data.build_config import BuildConfig
 
 
@@ -111,19 +108,9 @@ class PrepareArguments:
 
 def run(argv: list[str]) -> int:
     """Run the sub-command; returns the exit code."""
-    with one_line_errors(), _unwound_by_sigterm():
+    with one_line_errors(), unwound_by_sigterm():
         prepare(*parse(argv))
     return 0
-
-
-@contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
-    """Let a terminated process remove what it has written aside, as it does after Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: list[str]) -> tuple[PrepareArguments, BuildConfig]:

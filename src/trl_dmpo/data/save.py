@@ -1,11 +1,8 @@
 """A prepared dataset as a folder: parquet files, the catalogue, the options and a card. Whole, or not there."""
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from . import folders
 from .build import write_texts
 from .card import write_card
 from .plan import Plan
@@ -21,6 +19,7 @@ from .splits import SPLIT_NAMES
 
 
 OPTIONS_FILE = "prepare.yaml"
+PREPARED = folders.FolderKind("a prepared dataset", OPTIONS_FILE)
 
 
 class Saved(NamedTuple):
@@ -78,7 +77,7 @@ def save_dataset(
         `FileExistsError`: there is something else in `folder`.
         `ValueError`: a row cannot be written, which the message names.
     """
-    with _written_aside(folder, overwrite) as aside:
+    with folders.written_aside(folder, PREPARED, overwrite) as aside:
         saved = _write_configurations(plans, aside, tokenizer, progress)
         (aside / OPTIONS_FILE).write_text(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True))
         write_card(aside, plans, options, saved)
@@ -87,35 +86,7 @@ def save_dataset(
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise `FileExistsError` if writing to `folder` would destroy what is there."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    ours = (folder / OPTIONS_FILE).is_file()
-    if not ours:
-        raise FileExistsError(f"`output_dir`: {folder} is there and is not a prepared dataset. Choose another folder.")
-    if not overwrite:
-        raise FileExistsError(
-            f"`output_dir`: {folder} holds a prepared dataset. Choose another folder, or set `overwrite_output_dir`."
-        )
-
-
-@contextmanager
-def _written_aside(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` at the end, and goes if anything fails."""
-    check_folder(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    aside, old = temporary / "new", temporary / "old"
-    try:
-        aside.mkdir()
-        yield aside
-        check_folder(folder, overwrite)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(temporary)
+    folders.check_folder(folder, PREPARED, overwrite)
 
 
 class _HashingFile:

@@ -1,0 +1,77 @@
+"""Folders that a command writes: whole, or not there, and never over what somebody else put there."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+class FolderKind(NamedTuple):
+    """
+    What a folder holds.
+
+    Args:
+        name (`str`):
+            What to call it: `"a prepared dataset"`.
+        marker (`str`):
+            A file that every folder of this kind has, and no other.
+    """
+
+    name: str
+    marker: str
+
+
+def check_folder(folder: Path, kind: FolderKind, overwrite: bool) -> None:
+    """
+    Raise if writing to `folder` would destroy what is there.
+
+    Args:
+        folder (`Path`):
+            Where to write. It must not be there, or be empty, or with `overwrite` be of this kind.
+        kind ([`FolderKind`]):
+            What is to be written.
+        overwrite (`bool`):
+            Whether to replace one of this kind.
+
+    Raises:
+        `FileExistsError`: there is something else, or something of this kind that is not to be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / kind.marker).is_file():
+        raise FileExistsError(f"`output_dir`: {folder} is there and is not {kind.name}. Choose another folder.")
+    if not overwrite:
+        raise FileExistsError(
+            f"`output_dir`: {folder} holds {kind.name}. Choose another folder, or set `overwrite_output_dir`."
+        )
+
+
+@contextmanager
+def written_aside(folder: Path, kind: FolderKind, overwrite: bool) -> Iterator[Path]:
+    """
+    A folder to write to, which takes the place of `folder` at the end, and goes if anything fails.
+
+    Args:
+        folder, kind, overwrite:
+            As of [`check_folder`], which is asked before and after.
+
+    Yields:
+        `Path`: an empty folder beside `folder`.
+    """
+    check_folder(folder, kind, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside, old = temporary / "new", temporary / "old"
+    try:
+        aside.mkdir()
+        yield aside
+        check_folder(folder, kind, overwrite)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(temporary)
