@@ -11,6 +11,8 @@ from trl_dmpo import __version__
 COMMANDS = {
     "prepare": "make a dataset of chosen and rejected items from an interaction log",
     "train": "train a model on chosen and rejected completions, on your data",
+    "evaluate": "how well models rank, with intervals, and compared on the same rows",
+    "recommend": "the best items of a catalogue, for a user or for a file of users",
     "demo": "train a tiny recommender on made-up data, in minutes, without a network",
 }
 
