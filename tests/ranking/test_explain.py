@@ -235,6 +235,19 @@ def test_counterfactual_of_a_recommendation(make_recommender):
     assert explain(make_recommender(science_fiction), HISTORY, budget=0).counterfactual is None
 
 
+def test_what_would_come_first_is_of_the_whole_catalogue(make_recommender, monkeypatch):
+    """Babe is far behind, so that it is not on the shortlist, and first of all when Alien is left out."""
+    monkeypatch.setattr("trl_dmpo.ranking.explain.explanation.SHORTLIST", 2)
+
+    def like(seen, title):
+        worth = {"Aliens": 3.0, "Red Heat": 2.0, "Babe": 9.0}.get(title, 0.0)
+        return worth if "Alien" not in seen else {"Aliens": 5.0, "Red Heat": 2.0}.get(title, -9.0)
+
+    assert explain(make_recommender(like), ["Alien", "Jaws"]).counterfactual == Counterfactual(None, None, True, 3)
+    change = make_recommender(lambda seen, title: like(seen, title) - 2 * (title == "Aliens" and "Alien" not in seen))
+    assert explain(change, ["Alien", "Jaws"]).counterfactual == Counterfactual([0], "Babe", True, 2)
+
+
 def test_what_is_removed_is_not_recommended(make_recommender):
     """Else every recommender that likes to recommend what it knows would do so as soon as it is removed."""
     recommender = make_recommender(lambda seen, title: {"Alien": 5.0, "Heat": 4.0, "Big": 1.0}.get(title, 0.0))

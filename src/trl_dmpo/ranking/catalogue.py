@@ -115,10 +115,16 @@ class Catalogue:
     def _without_features(self) -> dict[str, None]:
         return dict.fromkeys(self.frame.columns)
 
-    def warn_of(self, unknown: Sequence[str]) -> None:
-        """One warning, whatever the number of titles that are not in the catalogue."""
+    @cached_property
+    def _warned(self) -> set[str]:
+        return set()
+
+    def warn_of(self, unknown: Iterable[str]) -> None:
+        """One warning, whatever the number of titles that are not in the catalogue, and once of each title."""
+        unknown = [title for title in dict.fromkeys(unknown) if title not in self._warned]
+        self._warned.update(unknown)
         if unknown:
-            others = len(set(unknown)) - 1
+            others = len(unknown) - 1
             more = f" Nor has it {others} other titles of histories." if others else ""
             logger.warning(
                 f"The catalogue has no {unknown[0]!r}, which is in a history: it is in the prompt as it stands."

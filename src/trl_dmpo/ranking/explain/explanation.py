@@ -1,6 +1,6 @@
 """Why an item is recommended rather than another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from ..recommender import Recommendations, Recommender
+
+
+# The counterfactual is searched for among so many of the best items: each set that is tried would otherwise cost a ranking of
+# the whole catalogue, and what comes first when an item or two are left out was not far behind before
+SHORTLIST = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +115,8 @@ def explain(
         seed (`int`, *optional*, defaults to `0`):
             Seed of the random orders.
         budget (`int`, *optional*, defaults to `100`):
-            How many sets of items to remove, at most, in search of the counterfactual. Each costs a recommendation. Nothing
-            of the history becomes a recommendation by being removed. 0 for no search.
+            How many sets of items to remove, at most, in search of the counterfactual. Each costs a ranking of the 100 best
+            items. Nothing of the history becomes a recommendation by being removed. 0 for no search.
         sentence (`bool`, *optional*, defaults to `False`):
             Whether to ask the model itself for a sentence, and to check which titles it names.
         progress (`Callable[[int], None]`, *optional*):
@@ -152,7 +157,9 @@ def explain(
     attributions, log_odds, without = attribute(rank.log_odds(first, second), count, method, samples, seed)
     found = None
     if budget:
-        found = find_counterfactual(rank.first_without(progress), best.titles[0], attributions, budget)
+        found = find_counterfactual(rank.first_without(best.ids, progress), best.titles[0], attributions, budget)
+    if found is not None and found.removed is not None:
+        found = found._replace(title=rank.best(found.removed).titles[0])
     titles = [each["title"] for each in catalogue.read(rank.shown, [])]
     names = [catalogue.titles[place] for place in (first, second)]
     return Explanation(
@@ -181,10 +188,16 @@ class _Ranking:
         self.shown = history[-recommender.max_history :] if recommender.max_history else history
         self._own = [catalogue.ids[place] for each in history for place in catalogue.places(each)]
 
-    def best(self) -> "Recommendations":
-        """So many that there are two titles, if there are two."""
-        titles = self._catalogue.frame["title"]
-        return self._recommend([self.shown], int(titles.value_counts()["count"].max()) + 1, None)[0]  # type: ignore[arg-type]
+    def best(self, removed: Collection[int] = ()) -> "Recommendations":
+        """The first recommendations, and so many that there are two titles, if there are two."""
+        history = self._without(removed)
+        if self._candidates is not None:
+            return self._recommender.rank([history], self._candidates)[0]
+        most_alike: Any = self._catalogue.frame["title"].value_counts()["count"].max()
+        return self._recommender.recommend([history], max(SHORTLIST, most_alike + 1), exclude=self._own)[0]
+
+    def _without(self, removed: Collection[int]) -> list:
+        return [each for place, each in enumerate(self.shown) if place not in removed]
 
     def log_odds(self, first: int, second: int) -> Value:
         """From which items are kept, bool of shape (S, n), to the score of one item of the catalogue less that of another."""
@@ -199,22 +212,23 @@ class _Ranking:
 
         return value
 
-    def first_without(self, progress: Callable[[int], None] | None) -> Callable[[list[list[int]]], list[str]]:
-        """From sets of places in the history to the title of the first recommendation without what is there."""
+    def first_without(
+        self, shortlist: list, progress: Callable[[int], None] | None
+    ) -> Callable[[list[list[int]]], list[str]]:
+        """
+        From sets of places in the history to the title that comes first without what is there: of the candidates, or else of
+        a shortlist of the catalogue.
+        """
 
         def first(sets: list[list[int]]) -> list[str]:
-            histories = [[each for i, each in enumerate(self.shown) if i not in removed] for removed in sets]
-            return [each.titles[0] for each in self._recommend(histories, 1, progress)]
+            histories = [self._without(removed) for removed in sets]
+            among = shortlist if self._candidates is None else self._candidates
+            ranked = self._recommender.rank(histories, among)
+            if progress is not None:
+                progress(len(sets))
+            return [each.titles[0] for each in ranked]
 
         return first
-
-    def _recommend(self, histories: list[list], k: int, progress: Callable | None) -> list["Recommendations"]:
-        if self._candidates is None:
-            return self._recommender.recommend(histories, k, exclude=self._own, progress=progress)
-        ranked = self._recommender.rank(histories, self._candidates)
-        if progress is not None:
-            progress(len(histories))
-        return ranked
 
 
 def _check_options(history: Sequence[Any], method: str, samples: int, budget: int) -> None:
