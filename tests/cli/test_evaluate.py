@@ -120,6 +120,36 @@ def test_the_whole_catalogue(argv, capsys):
     assert results["groups"].keys() == {"activity", "popularity"}
 
 
+@pytest.mark.parametrize("more", [(), ("--full_catalogue",)])
+def test_why(argv, capsys, model_path, more):
+    prepare(Path("films"))
+    assert main(argv("--dataset_split", "validation", "--max_rows", "3", "--explain", *more, rows="films")) == 0
+    assert "not explained" not in capsys.readouterr().out
+    page = Path("out/report.html").read_text()
+    assert page.count("<h3>Why <bdi>") == 3
+    assert f"coloured by how they move the ranking of <bdi>{model_path()}</bdi>" in page
+    results, table = read()
+    assert results["settings"]["explained"] == model_path()
+    best = table["scores"].list.arg_max()
+    for place, candidates in zip(best, table["candidates"], strict=True):
+        assert f"<h3>Why <bdi>{candidates[place].strip()}</bdi>" in page
+
+
+def test_a_prompt_that_cannot_be_written_again_is_not_explained(argv, capsys):
+    prepare(Path("films"), prompt="next_item(wording='any')")
+    assert main(argv("--dataset_split", "validation", "--max_rows", "6", "--explain", rows="films")) == 0
+    told = re.search(r"(\d) of 6 rows are not explained", capsys.readouterr().out)
+    assert Path("out/report.html").read_text().count("<h3>Why <bdi>") == 6 - int(told[1])
+
+
+def test_why_needs_captum(argv, refused, monkeypatch):
+    prepare(Path("films"))
+    monkeypatch.setattr("trl_dmpo.cli.explanations.find_spec", lambda name: None)
+    assert "pip install 'trl-dmpo[explain]'" in refused(
+        argv("--explain", "--dataset_split", "validation", rows="films")
+    )
+
+
 def test_several_orders(argv, model_path):
     rows = [
         {"historyList": ["Alien", "Big"], "itemList": [*titles], "trueSelection": titles[0]}
@@ -147,6 +177,10 @@ def test_several_orders(argv, model_path):
         (["--group_by", "age"], "`group_by`: rows.jsonl has no column 'age', only: user_id, kind."),
         (["--full_catalogue"], "`full_catalogue`: rows.jsonl has no catalogue of items."),
         (["--num_orders", "2"], "rows.jsonl, row 0: "),
+        (
+            ["--explain"],
+            "`explain` is for a dataset made by `trl-dmpo prepare`, and rows.jsonl does not say which items",
+        ),
         (["--compare_to", "nowhere"], "`compare_to`: nowhere holds no evaluation"),
         (["--dataset_split", "test"], "`config` and `split` are for a prepared dataset, and rows.jsonl is none."),
         (["--max_row", "3"], "Unknown option --max_row. Did you mean --max_rows?"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trl_dmpo.cli.errors import one_line_errors, unwound_by_sigterm
 
+from .explanations import check_explainable, explain_examples
 from .measure import Measured, bias_columns, measure, tell_bias
 
 
@@ -59,6 +60,8 @@ class EvaluateArguments:
             Whether to let the models generate an answer, too, and match it.
         max_new_tokens (`int`, *optional*, defaults to `32`):
             Where a generated answer is cut off.
+        explain (`bool`, *optional*, defaults to `False`):
+            For a prepared dataset: whether to say in the report why the first of the models ranks as it does.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sample, the intervals and tests, and the orders.
         model_revision (`str`, *optional*):
@@ -145,6 +148,13 @@ class EvaluateArguments:
         default=False, metadata={"help": "Whether to let the models generate an answer, too, and match it."}
     )
     max_new_tokens: int = field(default=32, metadata={"help": "Where a generated answer is cut off."})
+    explain: bool = field(
+        default=False,
+        metadata={
+            "help": "For a prepared dataset: whether to say in the report why the first of the models ranks as it does, "
+            "for the rows that it shows in full. Needs the extra `explain`."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the sample, the intervals and tests, and the orders."})
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the models on the Hub."}
@@ -169,6 +179,9 @@ class EvaluateArguments:
         for name in ("model_name_or_path", "cutoffs", "group_by"):  # one of a list, in a configuration file
             if isinstance(getattr(self, name), (str, int)):
                 setattr(self, name, [getattr(self, name)])
+
+    def check(self) -> None:
+        """Raise `ValueError` if something is missing or out of its range."""
         for name, what in (
             ("model_name_or_path", "a model"),
             ("dataset_name", "rows"),
@@ -210,6 +223,8 @@ def parse(argv: list[str]) -> EvaluateArguments:
     arguments, unknown = parser.parse_args_and_config(separate_config(argv), return_remaining_strings=True)
     if unknown:
         raise unknown_option(parser, unknown[0])
+    # Not before, or a misspelt option would be called a missing one
+    arguments.check()
     return arguments
 
 
@@ -236,9 +251,15 @@ def evaluate(arguments: EvaluateArguments) -> None:
     measured = {name: measure(name, label, rows, arguments, console) for name, label in labels.items()}
     with console.status("Computing intervals"):
         evaluation = _evaluate(rows, measured, earlier, arguments)
+    explanations = {}
+    if arguments.explain:
+        explanations = explain_examples(evaluation, next(iter(labels.values())), arguments, console)
+    with (
+        console.status("Writing"),
+        written_aside(folder, EVALUATION, arguments.overwrite_output_dir) as aside,
+    ):
         more = {name: bias_columns(each.bias) for name, each in measured.items() if each.bias is not None}
-        with written_aside(folder, EVALUATION, arguments.overwrite_output_dir) as aside:
-            write_evaluation(evaluation, aside, more)
+        write_evaluation(evaluation, aside, more, explanations)
     _show(evaluation, console)
     console.print(f"Saved to {folder}: results.json, per_user.parquet, report.html", highlight=False, soft_wrap=True)
 
@@ -263,6 +284,8 @@ def _read_rows(arguments: EvaluateArguments) -> "RankingRows":
     )
     if arguments.full_catalogue:
         rows = with_full_catalogue(rows, dataset)  # type: ignore[arg-type]
+    if arguments.explain:
+        check_explainable(rows, arguments)
     # What cannot be grouped by is better said before hours of scoring
     for name, values in group_columns(rows, arguments.group_by).items():
         group_rows(values, name)
@@ -290,7 +313,12 @@ def _evaluate(
         seed=arguments.seed,
         group_by=arguments.group_by,
         generated=generated,
-        settings={"models": models, "versions": _versions(), **({"position_bias": biases} if biases else {})},
+        settings={
+            "models": models,
+            "versions": _versions(),
+            **({"position_bias": biases} if biases else {}),
+            **({"explained": arguments.model_name_or_path[0]} if arguments.explain else {}),
+        },
     )
 
 

@@ -41,18 +41,9 @@ def measure(
     name: str, label: str, rows: "RankingRows", arguments: "EvaluateArguments", console: "Console"
 ) -> Measured:
     """Load a model, let it score the rows and perhaps answer, and let go of it. `label` is its name on the screen."""
-    from trl_dmpo.ranking.models import load_model
     from trl_dmpo.ranking.scorer import Scorer
 
-    with console.status(f"Loading {label}"):
-        model, tokenizer = load_model(
-            name,
-            revision=arguments.model_revision,
-            dtype=arguments.dtype,
-            attn_implementation=arguments.attn_implementation,
-            trust_remote_code=arguments.trust_remote_code,
-            device=arguments.device,
-        )
+    model, tokenizer = load(name, label, arguments, console)
     scorer = Scorer(model, tokenizer)
     settings = {
         "model_name_or_path": name,
@@ -65,6 +56,21 @@ def measure(
     scores, bias = _score(name, label, scorer, rows, arguments, console)
     answers = _generate(label, scorer, rows, arguments, console) if arguments.generate else None
     return Measured(scores, answers, settings, bias)
+
+
+def load(name: str, label: str, arguments: "EvaluateArguments", console: "Console") -> tuple[Any, Any]:
+    """A model and its tokenizer, as the options say."""
+    from trl_dmpo.ranking.models import load_model
+
+    with console.status(f"Loading {label}"):
+        return load_model(
+            name,
+            revision=arguments.model_revision,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            trust_remote_code=arguments.trust_remote_code,
+            device=arguments.device,
+        )
 
 
 def _score(

@@ -17,10 +17,13 @@ class FolderKind(NamedTuple):
             What to call it: `"a prepared dataset"`.
         marker (`str`):
             A file that every folder of this kind has, and no other.
+        option (`str`, *optional*, defaults to `"output_dir"`):
+            What a user names the folder by, for errors.
     """
 
     name: str
     marker: str
+    option: str = "output_dir"
 
 
 def check_folder(folder: Path, kind: FolderKind, overwrite: bool) -> None:
@@ -41,10 +44,10 @@ def check_folder(folder: Path, kind: FolderKind, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / kind.marker).is_file():
-        raise FileExistsError(f"`output_dir`: {folder} is there and is not {kind.name}. Choose another folder.")
+        raise FileExistsError(f"`{kind.option}`: {folder} is there and is not {kind.name}. Choose another folder.")
     if not overwrite:
         raise FileExistsError(
-            f"`output_dir`: {folder} holds {kind.name}. Choose another folder, or set `overwrite_output_dir`."
+            f"`{kind.option}`: {folder} holds {kind.name}. Choose another folder, or set `overwrite_output_dir`."
         )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OPTIONS = "recommender.json"
 CATALOGUE = "catalogue.parquet"
-RECOMMENDER = FolderKind("a recommender", OPTIONS)
+RECOMMENDER = FolderKind("a recommender", OPTIONS, option="folder")
 
 
 def save_recommender(recommender: "Recommender", folder: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,12 +18,18 @@ from .report import write_report
 from .rows import RankingRows, as_text
 
 
+if TYPE_CHECKING:
+    from .explain import Explanation
+
 RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
 EVALUATION = FolderKind("an evaluation", RESULTS)
 
 
 def write_evaluation(
-    evaluation: Evaluation, folder: Path, more: Mapping[str, Mapping[str, list]] | None = None
+    evaluation: Evaluation,
+    folder: Path,
+    more: Mapping[str, Mapping[str, list]] | None = None,
+    explanations: Mapping[int, "Explanation"] | None = None,
 ) -> None:
     """
     Write an evaluation to a folder that is there.
@@ -35,11 +41,13 @@ def write_evaluation(
             Where to: `results.json`, `per_user.parquet` and `report.html`.
         more (`Mapping[str, Mapping[str, list]]`, *optional*):
             From the name of a model to more columns of its rows in `per_user.parquet`, N values each.
+        explanations (`Mapping[int, Explanation]`, *optional*):
+            As of [`~trl_dmpo.ranking.report.write_report`].
     """
     text = json.dumps(_as_json(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / RESULTS).write_text(f"{text}\n", encoding="utf-8")
     per_user_table(evaluation, more).write_parquet(folder / PER_USER, compression="zstd")
-    write_report(evaluation, folder / REPORT)
+    write_report(evaluation, folder / REPORT, explanations)
 
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:

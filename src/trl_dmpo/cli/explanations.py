@@ -1,0 +1,66 @@
+"""Why a model ranks as it does, for the rows that a report shows in full."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .progress import progress_bar
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trl_dmpo.ranking.evaluate import Evaluation
+    from trl_dmpo.ranking.explain import Explanation
+    from trl_dmpo.ranking.rows import RankingRows
+
+    from .evaluate import EvaluateArguments
+
+
+def check_explainable(rows: "RankingRows", arguments: "EvaluateArguments") -> None:
+    """Raise `ValueError` or `FileNotFoundError` for what would fail after hours of scoring."""
+    from trl_dmpo.ranking.recommender_files import read_prepared
+
+    if find_spec("captum") is None:
+        raise ValueError("`explain` needs captum. Install it by: pip install 'trl-dmpo[explain]'")
+    if "history_ids" not in rows.columns or "candidate_ids" not in rows.columns:
+        raise ValueError(
+            f"`explain` is for a dataset made by `trl-dmpo prepare`, and {rows.name} does not say which items are in a history."
+        )
+    read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]
+
+
+def explain_examples(
+    evaluation: "Evaluation", label: str, arguments: "EvaluateArguments", console: "Console"
+) -> dict[int, "Explanation"]:
+    """Explain the rankings of the first model, whose name on the screen is `label`, of the rows that the report shows."""
+    from trl_dmpo.ranking.explain import explain
+    from trl_dmpo.ranking.recommender import Recommender
+    from trl_dmpo.ranking.report import example_rows
+
+    from .measure import load
+
+    model, tokenizer = load(arguments.model_name_or_path[0], label, arguments, console)
+    dataset: Any = arguments.dataset_name
+    recommender = Recommender.from_prepared(model, tokenizer, dataset, arguments.normalize)
+    rows, shown = evaluation.rows, example_rows(evaluation)
+    explained = [row for row in shown if _asks_the_same(recommender, rows, row)]
+    found = {}
+    with progress_bar(f"Explaining {label}", len(explained), console) as advance:
+        for row in explained:
+            # A whole catalogue needs not be given
+            candidates = rows.columns["candidate_ids"][row] if rows.catalogue is None else None
+            found[row] = explain(recommender, rows.columns["history_ids"][row], candidates=candidates)
+            advance(1)
+    if len(explained) < len(shown):
+        console.print(
+            f"{len(shown) - len(explained)} of {len(shown)} rows are not explained: their history is empty, or their prompt "
+            "cannot be written again from the dataset."
+        )
+    return found
+
+
+def _asks_the_same(recommender: Any, rows: "RankingRows", row: int) -> bool:
+    """Whether what would be explained is the ranking of this row."""
+    history, candidates = rows.columns["history_ids"][row], rows.columns["candidate_ids"][row]
+    return len(history) > 0 and recommender.prompts([history], [candidates])[0] == rows.prompts[row]
