@@ -109,6 +109,15 @@ def test_compared_to_an_earlier_run(argv, model_path, refused, capsys):
     assert not Path("other").exists()
 
 
+def test_another_way_of_scoring_does_not_pass_for_another_model(argv, capsys):
+    assert main(argv("--max_rows", "2")) == 0
+    assert main(argv("--max_rows", "2", "--normalize", "mean", "--generate", "--compare_to", "out", out="new")) == 0
+    shown = capsys.readouterr().out
+    assert "Mind that `normalize` was sum in the earlier run, and is mean here." in shown
+    assert "`dtype`" not in shown
+    assert "`max_new_tokens`" not in shown
+
+
 def test_the_whole_catalogue(argv, capsys):
     prepare(Path("films"))
     options = ("--dataset_split", "validation", "--max_rows", "4", "--full_catalogue")
@@ -177,6 +186,8 @@ def test_several_orders(argv, model_path):
         (["--group_by", "age"], "`group_by`: rows.jsonl has no column 'age', only: user_id, kind."),
         (["--full_catalogue"], "`full_catalogue`: rows.jsonl has no catalogue of items."),
         (["--num_orders", "2"], "rows.jsonl, row 0: "),
+        (["--max_new_tokens", "5"], "`max_new_tokens` is for generated answers. Set `generate`, or leave it out."),
+        (["--num_orders", "2", "--full_catalogue"], "`num_orders` is for prompts that list their candidates"),
         (
             ["--explain"],
             "`explain` is for a dataset made by `trl-dmpo prepare`, and rows.jsonl does not say which items",
@@ -215,6 +226,7 @@ def test_a_chat_for_a_model_without_a_template(argv, refused, tokenizer, tmp_pat
 
 
 def test_what_is_there_is_kept(argv, refused):
+    assert ". is the folder that you are in, which cannot be replaced." in refused(argv(out="."))
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
     assert "out is there and is not an evaluation. Choose another folder." in refused(argv("--overwrite_output_dir"))
@@ -225,6 +237,14 @@ def test_what_is_there_is_kept(argv, refused):
     assert Path("out/results.json").read_text() == before
     assert main(argv("--overwrite_output_dir")) == 0
     assert read()[0]["settings"]["rows"] == 5
+    Path("out/notes.txt").write_text("mine")
+    assert "out is there and is not an evaluation." in refused(argv("--overwrite_output_dir"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before_scoring(argv, refused, monkeypatch):
+    monkeypatch.setattr(Scorer, "score", None)
+    Path("file").touch()
+    assert "file" in refused(argv(out="file/out"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_dmpo.ranking.evaluate import evaluate_scores, score_rows
 from trl_dmpo.ranking.models import check_model, load_model
-from trl_dmpo.ranking.results import read_earlier, write_evaluation
+from trl_dmpo.ranking.results import Earlier, per_user_table, read_earlier, write_evaluation
 from trl_dmpo.ranking.rows import FullCatalogue, RankingRows, load_ranking_rows
 from trl_dmpo.ranking.scorer import Scorer
 
@@ -53,12 +54,50 @@ def test_by_hand():
         ({"old": OLD[:3]}, {}, "old: there are scores of 3 rows, but 4 rows"),
         ({"old": [*OLD[:2], [1.0, 2.0], OLD[3]]}, {}, "old: row 2 has 2 scores for 3 candidates"),
         ({"old": [*OLD[:3], [1.0, math.nan, 2.0]]}, {}, "3"),
+        (
+            {"old": OLD},
+            {"generated": {"new": ["Heat"] * 4}},
+            "`generated` has answers of 'new', of which there are no scores",
+        ),
         ({"old": OLD}, {"group_by": ["age"]}, "`group_by`: list has no column 'age', only: user_id, kind"),
     ],
 )
 def test_what_cannot_be_evaluated(scores, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_scores(load_ranking_rows(ROWS), scores, **options)
+
+
+def test_what_is_computed_is_computed_from_what_is_kept():
+    rows = load_ranking_rows(ROWS[:1])
+    made = evaluate_scores(rows, {"old": [[1e9 + 1, 1e9, 0.0]]}, cutoffs=[1])
+    assert made.per_row["old"]["hit_rate@1"].tolist() == [0.5]  # as float32, the two are one number
+    assert per_user_table(made)["rank"].to_list() == [1.5]
+
+
+def test_rows_of_which_some_lack_ids(tmp_path):
+    lists = {"candidate_ids": [[1, 2, 3], None], "history_ids": [[2], None], "chosen_id": [1, None]}
+    rows = [row | {name: values[place] for name, values in lists.items()} for place, row in enumerate(ROWS[:2])]
+    items = pl.DataFrame({"item_id": [1, 2, 3], "title": ["Heat", "Alien", "Big"], "popularity": [5, 3, 1]})
+    made = evaluate_scores(replace(load_ranking_rows(rows), items=items), {"old": OLD[:2]})
+    assert list(made.groups) == ["activity", "popularity"]
+    assert list(made.groups["popularity"]) == ["5", "none"]
+    write_evaluation(made, tmp_path)
+    assert pl.read_parquet(tmp_path / "per_user.parquet")["history_popularity"].fill_nan(None).to_list() == [3.0, None]
+
+
+def test_settings_that_are_no_numbers_are_null(tmp_path):
+    made = evaluate_scores(
+        load_ranking_rows(ROWS), {"old": OLD}, settings={"bias": {"variance": math.nan, "of": [math.inf]}}
+    )
+    write_evaluation(made, tmp_path)
+    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert settings["bias"] == {"variance": None, "of": [None]}
+
+
+def test_names_of_an_earlier_run_stay_apart():
+    earlier = Earlier({"m (out)": [1], "m": [2], "n": [3]}, {}, {"m": {}, "m (out)": {}, "n": {}}, {})
+    assert earlier.renamed({"m"}, "out").scores == {"m (out)": [1], "m (out) (out)": [2], "n": [3]}
+    assert list(earlier.renamed({"m", "m (out)"}, "out").models) == ["m (out) (out) (out)", "m (out) (out)", "n"]
 
 
 @pytest.fixture(scope="module")

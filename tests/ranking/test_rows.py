@@ -171,6 +171,9 @@ def test_every_row_is_as_likely_in_a_sample():
         ({"prompt": None}, "column 'prompt': there is none"),
         ({"candidate_ids": [1, 2]}, "column 'candidate_ids': there are 2 ids for 3 candidates"),
         ({"candidate_ids": [1, 2, 3], "chosen_id": 1}, "column 'chosen_id': 1 was chosen, but `label` points to 2"),
+        ({"chosen": " Big"}, "column 'label': it points to ' Alien', but `chosen` is ' Big'"),
+        ({"candidates": None, "label": None, "chosen": " Big"}, "column 'rejected': "),
+        ({"tools": [{"name": "search"}]}, "column 'tools': it changes the prompt, and is not handed on"),
     ],
 )
 def test_a_bad_row_is_named_or_dropped(change, message):

@@ -58,8 +58,8 @@ class EvaluateArguments:
             For prompts that list their candidates: score them in so many orders.
         generate (`bool`, *optional*, defaults to `False`):
             Whether to let the models generate an answer, too, and match it.
-        max_new_tokens (`int`, *optional*, defaults to `32`):
-            Where a generated answer is cut off.
+        max_new_tokens (`int`, *optional*):
+            For `generate`: where an answer is cut off. Defaults to 32.
         explain (`bool`, *optional*, defaults to `False`):
             For a prepared dataset: whether to say in the report why the first of the models ranks as it does.
         seed (`int`, *optional*, defaults to `0`):
@@ -147,7 +147,9 @@ class EvaluateArguments:
     generate: bool = field(
         default=False, metadata={"help": "Whether to let the models generate an answer, too, and match it."}
     )
-    max_new_tokens: int = field(default=32, metadata={"help": "Where a generated answer is cut off."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "For `generate`: where an answer is cut off. Defaults to 32."}
+    )
     explain: bool = field(
         default=False,
         metadata={
@@ -200,6 +202,12 @@ class EvaluateArguments:
                 raise ValueError(f"`{name}` is {value}, but it is at least {least}.")
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ValueError(f"`cutoffs` is {self.cutoffs}, but they are at least 1.")
+        if self.max_new_tokens is not None and not self.generate:
+            raise ValueError("`max_new_tokens` is for generated answers. Set `generate`, or leave it out.")
+        if self.num_orders is not None and self.full_catalogue:
+            raise ValueError(
+                "`num_orders` is for prompts that list their candidates, which a whole catalogue is not. Leave out one."
+            )
 
 
 def run(argv: list[str]) -> int:
@@ -232,15 +240,24 @@ def evaluate(arguments: EvaluateArguments) -> None:
     """Read the rows, score them with each model, write the evaluation, and show what came out."""
     from rich.console import Console
 
-    from trl_dmpo.data.folders import check_folder, written_aside
-    from trl_dmpo.ranking.models import check_model
-    from trl_dmpo.ranking.report.text import name_models
-    from trl_dmpo.ranking.results import EVALUATION, read_earlier, write_evaluation
+    from trl_dmpo.data.folders import written_aside
+    from trl_dmpo.ranking.results import EVALUATION
 
     # Titles and names are data: brackets and colons in them are no markup
     console = Console(markup=False, emoji=False)
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
-    check_folder(folder, EVALUATION, arguments.overwrite_output_dir)
+    # What is wrong with the folder is better known before hours of scoring
+    with written_aside(folder, EVALUATION, arguments.overwrite_output_dir) as aside:
+        evaluation = _evaluate_into(aside, arguments, console)
+    _show(evaluation, console)
+    console.print(f"Saved to {folder}: results.json, per_user.parquet, report.html", highlight=False, soft_wrap=True)
+
+
+def _evaluate_into(folder: Path, arguments: EvaluateArguments, console: "Console") -> "Evaluation":
+    from trl_dmpo.ranking.models import check_model
+    from trl_dmpo.ranking.report.text import name_models
+    from trl_dmpo.ranking.results import read_earlier, write_evaluation
+
     with console.status("Reading"):
         for name in arguments.model_name_or_path:
             check_model(name, arguments.model_revision, arguments.trust_remote_code)
@@ -249,19 +266,28 @@ def evaluate(arguments: EvaluateArguments) -> None:
     console.print(rows.description, highlight=False, soft_wrap=True)
     labels = {model.key: model.name for model in name_models(arguments.model_name_or_path)}
     measured = {name: measure(name, label, rows, arguments, console) for name, label in labels.items()}
+    if earlier is not None:
+        _tell_other_settings(earlier, measured, console)
     with console.status("Computing intervals"):
         evaluation = _evaluate(rows, measured, earlier, arguments)
     explanations = {}
     if arguments.explain:
         explanations = explain_examples(evaluation, next(iter(labels.values())), arguments, console)
-    with (
-        console.status("Writing"),
-        written_aside(folder, EVALUATION, arguments.overwrite_output_dir) as aside,
-    ):
+    with console.status("Writing"):
         more = {name: bias_columns(each.bias) for name, each in measured.items() if each.bias is not None}
-        write_evaluation(evaluation, aside, more, explanations)
-    _show(evaluation, console)
-    console.print(f"Saved to {folder}: results.json, per_user.parquet, report.html", highlight=False, soft_wrap=True)
+        write_evaluation(evaluation, folder, more, explanations)
+    return evaluation
+
+
+def _tell_other_settings(earlier: "Earlier", measured: dict[str, Measured], console: "Console") -> None:
+    """A difference that comes from how models were scored should not pass for one between models."""
+    now = next(iter(measured.values())).settings
+    for name in ("normalize", "dtype", "max_new_tokens"):
+        before = sorted(
+            {str(settings[name]) for settings in earlier.models.values() if name in settings} - {str(now.get(name))}
+        )
+        if before and name in now:
+            console.print(f"Mind that `{name}` was {' or '.join(before)} in the earlier run, and is {now[name]} here.")
 
 
 def _read_rows(arguments: EvaluateArguments) -> "RankingRows":

@@ -52,6 +52,7 @@ def measure(
         "device": str(model.device),
         "attn_implementation": model.config._attn_implementation,
         "normalize": arguments.normalize,
+        **({"max_new_tokens": _max_new_tokens(arguments)} if arguments.generate else {}),
     }
     scores, bias = _score(name, label, scorer, rows, arguments, console)
     answers = _generate(label, scorer, rows, arguments, console) if arguments.generate else None
@@ -60,9 +61,11 @@ def measure(
 
 def load(name: str, label: str, arguments: "EvaluateArguments", console: "Console") -> tuple[Any, Any]:
     """A model and its tokenizer, as the options say."""
+    from rich.text import Text
+
     from trl_dmpo.ranking.models import load_model
 
-    with console.status(f"Loading {label}"):
+    with console.status(Text(f"Loading {label}")):
         return load_model(
             name,
             revision=arguments.model_revision,
@@ -117,9 +120,13 @@ def _generate(
 
     with progress_bar(f"Generating with {label}", len(rows), console) as advance:
         try:
-            return generate_answers(scorer.model, scorer.tokenizer, rows.prompts, arguments.max_new_tokens, advance)
+            return generate_answers(scorer.model, scorer.tokenizer, rows.prompts, _max_new_tokens(arguments), advance)
         except ValueError as error:
             raise ValueError(name_rows(str(error), rows)) from error
+
+
+def _max_new_tokens(arguments: "EvaluateArguments") -> int:
+    return arguments.max_new_tokens or 32
 
 
 def tell_bias(bias: "PositionBias") -> dict[str, Any]:

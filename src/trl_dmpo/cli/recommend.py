@@ -204,6 +204,8 @@ def _output(arguments: RecommendArguments) -> Path:
 
 
 def _make_recommender(arguments: RecommendArguments, console: "Console") -> "Recommender":
+    from rich.text import Text
+
     from trl_dmpo.data.folders import check_folder
     from trl_dmpo.ranking.models import load_model
     from trl_dmpo.ranking.recommender import Recommender
@@ -211,13 +213,13 @@ def _make_recommender(arguments: RecommendArguments, console: "Console") -> "Rec
 
     how = {name: getattr(arguments, name) for name in ("dtype", "attn_implementation", "trust_remote_code", "device")}
     if arguments.recommender:
-        with console.status(f"Loading {arguments.recommender}"):
+        with console.status(Text(f"Loading {arguments.recommender}")):
             return Recommender.from_pretrained(arguments.recommender, **how)
     folder = Path(arguments.save_recommender).expanduser() if arguments.save_recommender else None
     if folder is not None:
         check_folder(folder, RECOMMENDER, overwrite=True)
     name: str = arguments.model_name_or_path  # type: ignore[assignment]
-    with console.status(f"Loading {name}"):
+    with console.status(Text(f"Loading {name}")):
         options = read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]
         recommender = Recommender(*load_model(name, revision=arguments.model_revision, **how), **options)
         if folder is not None:

@@ -19,11 +19,14 @@ class FolderKind(NamedTuple):
             A file that every folder of this kind has, and no other.
         option (`str`, *optional*, defaults to `"output_dir"`):
             What a user names the folder by, for errors.
+        only (`tuple[str, ...]`, *optional*):
+            All files that such a folder has. One with others is not replaced, nor taken for one. By default they are not known.
     """
 
     name: str
     marker: str
     option: str = "output_dir"
+    only: tuple[str, ...] = ()
 
 
 def check_folder(folder: Path, kind: FolderKind, overwrite: bool) -> None:
@@ -41,14 +44,23 @@ def check_folder(folder: Path, kind: FolderKind, overwrite: bool) -> None:
     Raises:
         `FileExistsError`: there is something else, or something of this kind that is not to be replaced.
     """
+    if folder.resolve() == Path.cwd() or folder.is_mount():
+        where = "the folder that you are in" if folder.resolve() == Path.cwd() else "a mount point"
+        raise FileExistsError(f"`{kind.option}`: {folder} is {where}, which cannot be replaced. Name a folder in it.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / kind.marker).is_file():
+    if not _is_of(kind, folder):
         raise FileExistsError(f"`{kind.option}`: {folder} is there and is not {kind.name}. Choose another folder.")
     if not overwrite:
         raise FileExistsError(
             f"`{kind.option}`: {folder} holds {kind.name}. Choose another folder, or set `overwrite_output_dir`."
         )
+
+
+def _is_of(kind: FolderKind, folder: Path) -> bool:
+    if not (folder / kind.marker).is_file():
+        return False
+    return not kind.only or {path.name for path in folder.iterdir()} <= set(kind.only)
 
 
 @contextmanager

@@ -153,7 +153,11 @@ def evaluate_scores(
     if not scores:
         raise ValueError("There are no scores to evaluate. Give those of one model or more.")
     generated = dict(generated or {})
-    padded = {model: _pad(rows, values, model) for model, values in scores.items()}
+    for model in generated.keys() - scores.keys():
+        raise ValueError(f"`generated` has answers of {model!r}, of which there are no scores. Give both.")
+    # As they are kept: what is computed from them again must come out the same
+    kept = {model: [np.asarray(row, dtype=np.float32) for row in values] for model, values in scores.items()}
+    padded = {model: _pad(rows, values, model) for model, values in kept.items()}
     per_row = {model: _per_row(rows, *padded[model], cutoffs, generated.get(model)) for model in scores}
     results = {
         model: bootstrap_means(values, rows.users, seed) | _of_all_rows(rows, *padded[model], cutoffs, seed)
@@ -162,7 +166,7 @@ def evaluate_scores(
     found = {name: group_rows(values, name) for name, values in group_columns(rows, group_by).items()}
     return Evaluation(
         rows=rows,
-        scores={model: [np.asarray(row, dtype=np.float32) for row in values] for model, values in scores.items()},
+        scores=kept,
         per_row=per_row,
         results=results,
         groups={name: _by_group(rows, per_row, parts, seed) for name, parts in found.items()},
@@ -223,9 +227,9 @@ def _per_row(
 ) -> dict[str, np.ndarray]:
     metrics = ranking_metrics(scores, relevant, cutoffs)
     metrics |= {
-        f"average_popularity@{k}": mean_popularity(items, _popularity(rows))
+        f"average_popularity@{k}": mean_popularity(items, rows.popularity)
         for k, items in _recommended(rows, scores, cutoffs).items()
-        if _popularity(rows)
+        if rows.popularity
     }
     if answers is None:
         return metrics
@@ -249,7 +253,7 @@ def _of_all_rows(
         coverage = catalogue_coverage(items, catalogue)
         results[f"coverage@{k}"] = Estimate(coverage, float("nan"), float("nan"), len(np.unique(rows.users)))
         if before is not None and np.nansum(before) > 0:
-            popularity = mean_popularity(items, _popularity(rows))
+            popularity = mean_popularity(items, rows.popularity)
             results[f"popularity_lift@{k}"] = popularity_lift(popularity, before, rows.users, seed)
     return results
 
@@ -269,22 +273,15 @@ def _catalogue_ids(rows: RankingRows) -> set:
     """Ids of all items, or where there is no catalogue, of all that are a candidate of some row."""
     if rows.items is not None:
         return set(rows.items["item_id"].to_list())
-    return set().union(*rows.columns.get("candidate_ids", []))
-
-
-def _popularity(rows: RankingRows) -> dict[Any, float]:
-    """From an item's id to its popularity; empty if it is not known."""
-    if rows.items is None or "popularity" not in rows.items.columns:
-        return {}
-    return dict(rows.items.select("item_id", "popularity").iter_rows())
+    return set().union(*(ids or [] for ids in rows.columns.get("candidate_ids", [])))
 
 
 def history_popularity(rows: RankingRows) -> np.ndarray | None:
     """Mean popularity of the items of each row's history, float64 of shape (N,); `None` if it is not known."""
-    popularity, histories = _popularity(rows), rows.columns.get("history_ids")
+    popularity, histories = rows.popularity, rows.columns.get("history_ids")
     if not popularity or histories is None:
         return None
-    return mean_popularity(histories, popularity, "history")
+    return mean_popularity([history or [] for history in histories], popularity, "history")
 
 
 def group_columns(rows: RankingRows, group_by: Sequence[str] | None = None) -> dict[str, Sequence[Any]]:
@@ -306,13 +303,13 @@ def group_columns(rows: RankingRows, group_by: Sequence[str] | None = None) -> d
     known: dict[str, Sequence[Any]] = {}
     if "history_ids" in rows.columns:
         known["activity"] = rows.columns["history_ids"]
-    popularity = _popularity(rows)
+    popularity = rows.popularity
     if popularity and "candidate_ids" in rows.columns:
         pairs = zip(rows.columns["candidate_ids"], rows.labels, strict=True)
         known["popularity"] = [None if ids is None else popularity.get(ids[label]) for ids, label in pairs]
     if group_by is None:
         return known
-    known = {**known, **rows.columns}
+    known = {**rows.columns, **known}
     for name in group_by:
         if name not in known:
             have = ", ".join(known) or "nothing to group by"

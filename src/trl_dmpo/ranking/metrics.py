@@ -151,6 +151,31 @@ def check_scores(scores: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, 
     return scores, relevant
 
 
+def expected_ranks(scores: np.ndarray) -> np.ndarray:
+    """
+    The rank of each score.
+
+    Args:
+        scores (`np.ndarray`):
+            Scores of the candidates of one row, of shape (C,).
+
+    Returns:
+        `np.ndarray`: `float64` of shape (C,), 1 for the highest; equal ones have the mean of their ranks.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from trl_dmpo.ranking.metrics import expected_ranks
+
+    >>> expected_ranks(np.array([-2.0, -1.0, -2.0])).tolist()
+    [2.5, 1.0, 2.5]
+    ```
+    """
+    _, group, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+
+
 class _Ranks(NamedTuple):
     """What is at each rank, arrays of shape (n, C): ranks of one score are a tie, and have one value but in `offset`."""
 

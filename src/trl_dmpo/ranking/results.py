@@ -13,7 +13,7 @@ from ..data.folders import FolderKind
 from .evaluate import Evaluation, group_columns, history_popularity
 from .groups import group_rows
 from .intervals import Comparison, Estimate
-from .metrics import pad_candidates
+from .metrics import expected_ranks
 from .report import write_report
 from .rows import RankingRows, as_text
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .explain import Explanation
 
 RESULTS, PER_USER, REPORT = "results.json", "per_user.parquet", "report.html"
-EVALUATION = FolderKind("an evaluation", RESULTS)
+EVALUATION = FolderKind("an evaluation", RESULTS, only=(RESULTS, PER_USER, REPORT))
 
 
 def write_evaluation(
@@ -52,7 +52,7 @@ def write_evaluation(
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
-        "settings": evaluation.settings,
+        "settings": _plain(evaluation.settings),
         "results": _plain(evaluation.results),
         "groups": _plain(evaluation.groups),
         "comparisons": _plain(evaluation.comparisons),
@@ -65,7 +65,9 @@ def _plain(value: Any) -> Any:
         return {name: _plain(part) for name, part in value._asdict().items()}
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def per_user_table(evaluation: Evaluation, more: Mapping[str, Mapping[str, list]] | None = None) -> pl.DataFrame:
@@ -96,7 +98,7 @@ def _model_table(evaluation: Evaluation, model: str, more: Mapping[str, list]) -
         "label": rows.labels,
         "candidates": [[as_text(candidate) for candidate in row] for row in rows.candidates],
         "scores": pl.Series([row.tolist() for row in scores], dtype=pl.List(pl.Float32)),
-        "rank": _ranks(scores, rows.labels),
+        "rank": [expected_ranks(row)[label] for row, label in zip(scores, rows.labels, strict=True)],
     }
     columns |= {name: rows.columns[name] for name in ("user_id", "candidate_ids") if name in rows.columns}
     if evaluation.generated is not None:
@@ -105,13 +107,6 @@ def _model_table(evaluation: Evaluation, model: str, more: Mapping[str, list]) -
     if (before := history_popularity(rows)) is not None:
         columns["history_popularity"] = before
     return pl.DataFrame(columns | dict(more) | evaluation.per_row[model], strict=False)
-
-
-def _ranks(scores: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The rank of each row's chosen candidate, from 1; among equal ones their mean rank."""
-    padded, relevant = pad_candidates(scores, labels)
-    chosen = padded[relevant][:, None]
-    return 0.5 + (padded > chosen).sum(axis=1) + (padded == chosen).sum(axis=1) / 2
 
 
 def _labels(rows: RankingRows, name: str) -> list[str]:
@@ -143,8 +138,16 @@ class Earlier(NamedTuple):
     position_bias: dict[str, Any]
 
     def renamed(self, taken: Collection[str], where: str) -> "Earlier":
-        """The same, with `where` added to the names that are in `taken`."""
-        parts: Any = ({f"{k} ({where})" if k in taken else k: v for k, v in part.items()} for part in self)
+        """The same, with `where` added to the names that are in `taken`, until it is a name that nothing has."""
+        used = {*taken, *self.scores}
+        names = {}
+        for name in self.scores:
+            new = name
+            while name in taken and new in used:
+                new = f"{new} ({where})"
+            used.add(new)
+            names[name] = new
+        parts: Any = ({names[name]: value for name, value in part.items()} for part in self)
         return Earlier(*parts)
 
 

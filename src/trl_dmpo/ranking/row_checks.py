@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.formats.records import Unusable
-from ..data.schema import find_problem, is_message_list
+from ..data.schema import as_list, find_problem, is_message_list
 
 
 def convert_row(row: Any) -> dict[str, Any]:
@@ -25,15 +25,18 @@ def convert_row(row: Any) -> dict[str, Any]:
         raise Unusable("no named values", "row", f"it is of type {type(row).__name__}; mend it")
     if row.get("prompt") is None:
         raise Unusable("no value", "prompt", "there is none; fill it in or remove the row")
+    for name in ("tools", "chat_template_kwargs"):
+        if row.get(name):
+            raise Unusable("not supported", name, "it changes the prompt, and is not handed on; leave it out")
     listed = row.get("candidates") is not None or row.get("chosen") is None
-    candidates = _candidates(row) if listed else [row["chosen"], *row["rejected"]]
+    if not listed and (problem := find_problem({"rejected": None, **row})):
+        raise Unusable(*problem)
+    candidates = _candidates(row) if listed else [row["chosen"], *as_list(row["rejected"])]
     label = _label(row, candidates) if listed else 0
     chosen, rejected = candidates[label], candidates[:label] + candidates[label + 1 :]
     problem = find_problem({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
-    if problem is not None and listed:
-        raise Unusable(problem.reason, "candidates", f"beside the chosen one, {problem.detail}")
     if problem is not None:
-        raise Unusable(*problem)
+        raise Unusable(problem.reason, "candidates", f"beside the chosen one, {problem.detail}")
     return {**row, "candidates": candidates, "label": label, **_candidate_ids(row, candidates, label)}
 
 
@@ -62,6 +65,12 @@ def _label(row: Mapping[str, Any], candidates: list) -> int:
             "label",
             f"{label!r} is no place among {len(candidates)} candidates, counted from 0; mend it or remove the row",
         )
+    if row.get("chosen") not in (None, candidates[label]):
+        raise Unusable(
+            "chosen and label differ",
+            "label",
+            f"it points to {candidates[label]!r}, but `chosen` is {row['chosen']!r}; mend it or remove the row",
+        )
     return label
 
 
@@ -78,7 +87,7 @@ def _candidate_ids(row: Mapping[str, Any], candidates: list, label: int) -> dict
             "candidate_ids",
             f"there are {len(ids)} ids for {len(candidates)} candidates; mend it or remove the row",
         )
-    if row.get("chosen_id", ids[label]) != ids[label]:
+    if row.get("chosen_id") not in (None, ids[label]):
         raise Unusable(
             "chosen not among the candidates",
             "chosen_id",

@@ -104,6 +104,13 @@ class RankingRows:
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
     @cached_property
+    def popularity(self) -> dict[Any, float]:
+        """From an item's id to its popularity; empty if it is not known."""
+        if self.items is None or "popularity" not in self.items.columns:
+            return {}
+        return dict(self.items.select("item_id", "popularity").iter_rows())
+
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 of prompts, candidates and labels: two evaluations can be compared if theirs are the same."""
         content = hashlib.sha256()
@@ -199,7 +206,8 @@ def _is_prepared(source: Any) -> bool:
     if not isinstance(source, (str, Path)):
         return False
     path = Path(source).expanduser()
-    on_hub = isinstance(source, str) and source.count("/") == 1 and not path.suffix and not path.is_absolute()
+    is_file_name = path.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+    on_hub = isinstance(source, str) and source.count("/") == 1 and not is_file_name and not path.is_absolute()
     return path.is_dir() or (on_hub and not path.exists())
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..metrics import expected_ranks
 from ..rows import as_text
 from .text import Model, number, signed
 
@@ -146,12 +147,6 @@ def example_rows(evaluation: "Evaluation", count: int = 10) -> list[int]:
     ordered = pool[np.argsort(ranks, kind="stable")]
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return ordered[places].tolist()
-
-
-def expected_ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank of each score, 1 for the highest; equal ones have the mean of their ranks. Shape (C,)."""
-    _, group, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
-    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
 def make_example(
