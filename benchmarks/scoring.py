@@ -8,7 +8,8 @@ python benchmarks/scoring.py --titles titles.txt --device cuda --dtype bfloat16
 
 Every measurement is a process of its own, which makes its peak memory its own. It loads the model, does the work once on
 another user, and then measures. The variants take turns, and a time is the median over all rounds. The floor is the bare
-model on the same unique tokens: the prompt, and what the candidates do not have in common.
+model on the same unique tokens: the prompt, and what the candidates do not have in common. It projects all of them on the
+vocabulary, which the scorer does for those of the candidates only.
 """
 
 import argparse
@@ -26,8 +27,6 @@ from pathlib import Path
 # Candidates that a forward each is measured on; more of them cost as much each
 MOST_FORWARDS = 50
 NEW_TOKENS = 20
-# Tokens of a forward of the floor, as of the scorer on a CPU
-FLOOR_TOKENS = 2048
 NAMES = {
     "floor": "floor",
     "scorer": "Scorer",
@@ -86,10 +85,12 @@ class Bench:
     def floor(self, user: int) -> None:
         import torch
 
-        left = self.unique_tokens()
+        from trl_dmpo.ranking.token_budget import TokenBudget
+
+        left, most = self.unique_tokens(), TokenBudget(self.model).tokens
         with torch.no_grad():
             while left:
-                ids = torch.randint(3, self.model.config.vocab_size, (1, min(left, FLOOR_TOKENS)), device=self.device)
+                ids = torch.randint(3, self.model.config.vocab_size, (1, min(left, most)), device=self.device)
                 self.model(input_ids=ids, use_cache=False)
                 left -= ids.size(1)
 
@@ -159,7 +160,7 @@ def run_child(variant: str, candidates: int, options: argparse.Namespace) -> dic
     command += ["--repeats", str(options.repeats if quick else 1)]
     for name in ("model", "titles", "prompt", "device", "dtype"):
         command += [f"--{name}", str(getattr(options, name))]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     if run.returncode != 0:
         raise RuntimeError(f"{variant} of {candidates} failed:\n{run.stderr[-2000:]}")
