@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from tests.conftest import SHARED, not_interpreted
-from trl_dmpo import DMPOTrainer
+from trl_dmpo import DMPOTrainer, Scorer
 from trl_dmpo.data.formats import load_rows
+from trl_dmpo.ranking.evaluate import score_rows
+from trl_dmpo.ranking.models import load_model
+from trl_dmpo.ranking.rows import load_ranking_rows
 
 
 ASSETS = Path(os.environ.get("TRL_DMPO_ASSETS", Path.home() / ".cache" / "trl-dmpo-assets"))
@@ -40,3 +43,18 @@ def test_a_real_model_scores_real_rows_exactly(name, negatives, make_args):
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert trainer.state.log_history[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("name", "count"), [("llara/lastfm_val.json", 20), ("dmpo/ml_1m_eval.json", 2)])
+def test_a_real_model_ranks_real_rows_exactly(name, count):
+    rows = load_ranking_rows(SHARED / "data" / name, max_rows=2)
+    model, tokenizer = load_model(SMOLLM2, dtype="float32", device="cpu")
+    scorer = Scorer(model, tokenizer)
+    for prompt, candidates, scores in zip(rows.prompts, rows.candidates, score_rows(scorer, rows), strict=True):
+        assert len(candidates) == len(scores) == count
+        for candidate, score in list(zip(candidates, scores, strict=True))[:3]:
+            ids = torch.tensor([tokenizer(prompt + candidate + tokenizer.eos_token)["input_ids"]])
+            with torch.no_grad():
+                plain = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            assert score == pytest.approx(plain[len(tokenizer(prompt)["input_ids"]) - 1 :].sum().item(), abs=1e-3)
+    assert scorer._shares

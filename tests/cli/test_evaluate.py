@@ -129,9 +129,11 @@ def test_the_whole_catalogue(argv, capsys):
     assert results["groups"].keys() == {"activity", "popularity"}
 
 
-@pytest.mark.parametrize("more", [(), ("--full_catalogue",)])
-def test_why(argv, capsys, model_path, more):
-    prepare(Path("films"))
+@pytest.mark.parametrize(
+    ("prompt", "more"), [("next_item", ()), ("next_item", ("--full_catalogue",)), ("next_item_from_list", ())]
+)
+def test_why(argv, capsys, model_path, prompt, more):
+    prepare(Path("films"), prompt=prompt)
     assert main(argv("--dataset_split", "validation", "--max_rows", "3", "--explain", *more, rows="films")) == 0
     assert "not explained" not in capsys.readouterr().out
     page = Path("out/report.html").read_text()

@@ -196,6 +196,13 @@ def test_a_recommender_made_on_the_spot_and_saved(model_path, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--recommender", "r", "--history", "B", "--k", "0"], "`k` is 0, but it is at least 1."),
+        (["--recommender", "r", "--history", "B", "--num_beams", "9"], "`num_beams` is for `--method beam`."),
+        (["--recommender", "r", "--history", "B", "--overwrite_output"], "`overwrite_output` is for `--output`."),
+        (
+            ["--model_name_or_path", "m", "--dataset_name", "d", "--save_recommender", "s", "--k", "3"],
+            "`k` is for recommending: give `--history` or `--users`, or leave it out.",
+        ),
         (["--history", "Big"], "Give either `--recommender`, or `--model_name_or_path` and `--dataset_name`"),
         (["--model_name_or_path", "m", "--history", "Big"], "that has the catalogue: `--dataset_name`"),
         (["--recommender", "r"], "Give whom to recommend to: `--history`, or `--users`"),

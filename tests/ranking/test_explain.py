@@ -33,7 +33,10 @@ class Taste:
     def __init__(self, worth, model=None, tokenizer=None):
         self.worth, self.model, self.tokenizer, self.asked = worth, model, tokenizer, []
 
-    def score(self, prompts, candidates, normalize="sum", progress=None):
+    def stream(self, prompts, candidates, normalize="sum", names=None):
+        return enumerate(self.score(prompts, candidates, normalize))
+
+    def score(self, prompts, candidates, normalize="sum", progress=None, names=None):
         self.asked.append(list(prompts))
         lists = candidates if isinstance(candidates[0], list) else [candidates] * len(prompts)
         seen = [prompt.removeprefix("Seen: ").split(". ")[0].split("; ") for prompt in prompts]
@@ -243,9 +246,9 @@ def test_what_would_come_first_is_of_the_whole_catalogue(make_recommender, monke
         worth = {"Aliens": 3.0, "Red Heat": 2.0, "Babe": 9.0}.get(title, 0.0)
         return worth if "Alien" not in seen else {"Aliens": 5.0, "Red Heat": 2.0}.get(title, -9.0)
 
-    assert explain(make_recommender(like), ["Alien", "Jaws"]).counterfactual == Counterfactual(None, None, True, 3)
+    assert explain(make_recommender(like), ["Alien", "Jaws"]).counterfactual == Counterfactual(None, None, True, 3, 2)
     change = make_recommender(lambda seen, title: like(seen, title) - 2 * (title == "Aliens" and "Alien" not in seen))
-    assert explain(change, ["Alien", "Jaws"]).counterfactual == Counterfactual([0], "Babe", True, 2)
+    assert explain(change, ["Alien", "Jaws"]).counterfactual == Counterfactual([0], "Babe", True, 2, 2)
 
 
 def test_what_is_removed_is_not_recommended(make_recommender):
@@ -374,6 +377,7 @@ def test_explanation_on_the_terminal():
 @pytest.mark.parametrize(
     ("found", "told"),
     [
+        (Counterfactual(None, None, True, 3, 100), "stays the same among the 100 best items."),
         (Counterfactual([1], "Babe", True, 2), "Without Big, Babe would come first."),
         (Counterfactual([0, 1], "Babe", False, 2), "A smaller set of items may do: 2 sets were tried, not all."),
         (Counterfactual(None, None, True, 3), "the first recommendation stays the same."),

@@ -123,8 +123,8 @@ def test_what_cannot_be_generated_is_refused(model, model_path, tokenizer):
     with pytest.raises(ValueError, match=r"LlamaModel is no causal language model.*Score its answers instead"):
         generate_answers(AutoModel.from_pretrained(model_path()), tokenizer, PROMPTS)
     with pytest.raises(
-        ValueError, match=r"prompt 1 has \d+ tokens, and with 500 .* window of 512. Shorten the history"
+        ValueError, match=r"prompts\[1\] has \d+ tokens, and with 500 .* window of 512. Shorten the history"
     ):
         generate_answers(model, tokenizer, [PROMPTS[1], PROMPTS[2]], max_new_tokens=500)
-    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+    with pytest.raises(ValueError, match=r"prompts\[1\] has no tokens"):
         generate_answers(model, tokenizer, ["Next:", ""])

@@ -72,7 +72,7 @@ class ListScorer:
     def __init__(self, worth, place_worth):
         self.worth, self.place_worth = worth, place_worth
 
-    def score(self, prompts, candidates, normalize="sum", progress=None):
+    def score(self, prompts, candidates, normalize="sum", progress=None, names=None):
         scores = []
         for prompt, titles in zip(prompts, candidates, strict=True):
             listed = prompt[3:-1].split(", ")

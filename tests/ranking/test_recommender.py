@@ -16,7 +16,6 @@ from trl_dmpo.data.build_config import BuildConfig
 from trl_dmpo.data.plan import make_plan
 from trl_dmpo.data.prompts import Domain, NextItem, NextItemFromList, Template
 from trl_dmpo.data.save import save_dataset
-from trl_dmpo.ranking import recommender as module
 
 from ..conftest import TITLES
 from ..data.test_log import make_log, taken
@@ -73,8 +72,7 @@ def assert_recommended(found, expected):
 
 @pytest.mark.parametrize("prompt", ["next_item(domain='film', features=['year'])", CHAT], ids=["text", "chat"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_exact_is_every_item_by_a_plain_forward(architecture, prompt, model_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "_SCORES_AT_A_TIME", 25)  # two users at a time
+def test_exact_is_every_item_by_a_plain_forward(architecture, prompt, model_path, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(model_path(architecture), dtype=torch.float32)
     recommender = Recommender(model, tokenizer, CATALOGUE, prompt)
     done: list[int] = []
@@ -82,7 +80,7 @@ def test_exact_is_every_item_by_a_plain_forward(architecture, prompt, model_path
     own = [{100, 97, 96}, set(), {93, 89}]
     assert_recommended(found, brute_force(recommender, HISTORIES, 20, own))
     assert [len(each.ids) for each in found] == [10, 13, 11]
-    assert done == [2, 1]
+    assert sum(done) == 3
     assert found[1].titles == [dict(CATALOGUE.select("item_id", "title").iter_rows())[item] for item in found[1].ids]
 
 
@@ -166,6 +164,24 @@ def test_a_catalogue_of_any_kind(model, tokenizer, recommender):
     assert from_dataset.recommend(["Big"], 3) == recommender.recommend(["Big"], 3)
 
 
+@pytest.mark.parametrize("method", ["exact", "beam"])
+def test_a_history_that_is_too_long_is_named_before_anything_is_computed(method, recommender, monkeypatch):
+    monkeypatch.setattr(recommender.scorer.model, "forward", None)
+    with pytest.raises(ValueError, match=r"histories\[1\] has \d+ tokens"):
+        recommender.recommend([["Big"], ["Big"] * 300, ["Jaws"]], method=method)
+    with pytest.raises(ValueError, match=r"histories\[1\] has \d+ tokens"):
+        recommender.rank([["Big"], ["Big"] * 300, ["Jaws"]], ["Jaws", "Big"])
+
+
+def test_users_of_a_beam_search_go_through_in_parts(recommender, monkeypatch):
+    expected = recommender.recommend(HISTORIES, 3, method="beam")
+    monkeypatch.setattr("trl_dmpo.ranking.recommender._USERS_AT_A_TIME", 2)
+    done = []
+    found = recommender.recommend(HISTORIES, 3, method="beam", progress=done.append)
+    assert [each.ids for each in found] == [each.ids for each in expected]
+    assert sum(done) == len(HISTORIES) > 2
+
+
 def test_rank_is_the_order_of_exact_scores(recommender):
     exact = recommender.recommend(["Big"], 13, None)
     some = [89, "Amélie", 98, 88]
@@ -210,7 +226,7 @@ def test_a_form_that_lists_its_candidates(model, tokenizer):
         (lambda r: r.rank([["Big"]], [[]]), r"`candidates`, of `histories\[0\]`: there are none"),
         (lambda r: r.rank(["Big"], ["Jaws", 89]), r"`candidates`, of `histories\[0\]`: 89 is there twice"),
         (lambda r: r.rank(["Big"], ["Heat"]), "several items of the catalogue are titled 'Heat'.*of: 98, 88"),
-        (lambda r: r.recommend([["Jaws"] * 150]), r"prompts\[0\] has .* tokens .* window is 512"),
+        (lambda r: r.recommend([["Jaws"] * 150]), r"histories\[0\] has .* tokens .* window is 512"),
     ],
 )
 def test_what_cannot_be_asked(call, message, recommender):
@@ -280,6 +296,11 @@ def test_what_cannot_be_saved_leaves_nothing(model, tokenizer, tmp_path):
     adapter = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="base model was not loaded from anywhere"):
         Recommender(adapter, tokenizer, CATALOGUE).save_pretrained(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    adapter = LoraConfig(r=2, target_modules="all-linear")
+    named = get_peft_model(AutoModelForCausalLM.from_pretrained(model.name_or_path), adapter, adapter_name="dmpo")
+    with pytest.raises(ValueError, match="adapters of the names dmpo, but only a single one, of the name default"):
+        Recommender(named, tokenizer, CATALOGUE).save_pretrained(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("dear")
@@ -357,6 +378,9 @@ def test_prepared_data_that_no_recommender_can_be_made_of(model, tokenizer, prep
     with pytest.raises(ValueError, match="an answer of the form Like names no single item"):
         Recommender.from_prepared(model, tokenizer, prepare("like"))
     folder = prepare("next_item")
+    (folder / "prepare.yaml").write_text("prompt: next_item\nmax_prompt_tokens: 64\n")
+    with pytest.raises(ValueError, match=r"was prepared with `max_prompt_tokens`.*Prepare it with `max_history`"):
+        Recommender.from_prepared(model, tokenizer, folder)
     (folder / "prepare.yaml").write_text("prompt: next_item(wording='semicolons')\n")
     with pytest.raises(ValueError, match=r"prompts cannot be written again from prepare.yaml"):
         Recommender.from_prepared(model, tokenizer, folder)

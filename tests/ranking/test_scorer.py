@@ -243,8 +243,31 @@ def test_a_chat_needs_a_template_and_options_are_checked(model_path, tokenizer):
     assert scorer.score([], [" x"]) == []
 
 
+def test_a_single_candidate_tells_nothing_of_sharing(model_path, tokenizer):
+    scorer = Scorer(load(model_path()), tokenizer)
+    scorer.score(PROMPTS, CANDIDATES[:1])
+    assert scorer._shares is None
+    scorer.score(PROMPTS, CANDIDATES[:2])
+    assert scorer._shares
+
+
+def test_a_stream_checks_all_and_then_yields_one_by_one(model_path, tokenizer):
+    model = load(model_path()).train()
+    scorer = Scorer(model, tokenizer, max_tokens=1)
+    with pytest.raises(ValueError, match="user 2 has 1200 tokens"):
+        next(scorer.stream([*PROMPTS[:2], "Next" * 600], CANDIDATES, names="user {}".format))
+    expected = scorer.score(PROMPTS, CANDIDATES)
+    seen = []
+    for index, scores in scorer.stream(PROMPTS, CANDIDATES):
+        assert torch.is_grad_enabled()
+        assert model.training
+        seen.append(index)
+        assert_same([scores], [expected[index]])
+    assert sorted(seen) == [0, 1, 2]
+
+
 def test_a_model_that_gives_nan_is_named(model_path, tokenizer):
     model = load(model_path())
     model.lm_head.weight.data[:] = float("nan")
-    with pytest.raises(ValueError, match=r"The model gives NaN for the candidates of prompts\[0\]"):
+    with pytest.raises(ValueError, match=r"The model gives NaN for the candidates of prompts\[2\]"):
         Scorer(model, tokenizer).score(PROMPTS, CANDIDATES)

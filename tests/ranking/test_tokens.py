@@ -1,3 +1,6 @@
+import copy
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +62,29 @@ def test_only_the_end_of_a_prompt_is_tokenized_for_every_completion(tokenizer, m
     others = [completions.behind(prompt) for prompt in prompts[1:]]
     assert all(other.completions is first.completions for other in others)
     assert len(texts) == 3 * len(others)
+
+
+def test_what_merges_is_told(tokenizer, monkeypatch):
+    told = []
+    logger = SimpleNamespace(warning_once=told.append)
+    monkeypatch.setattr("transformers.utils.logging.get_logger", lambda name: logger)
+    Completions(["ed Heat", " Big", " Jaws"], tokenizer).behind("You have watched  ")
+    assert not told
+    found = Completions(["ed Heat", " Big", " Jaws"], tokenizer).behind("You have watched R")
+    assert len(told) == 1
+    assert "The tokenizer merges the end of a prompt with the beginning of a completion" in told[0]
+    whole = [tokenizer(f"You have watched R{text}<|endoftext|>")["input_ids"] for text in ("ed Heat", " Big")]
+    assert [found.prompt + completion for completion in found.completions[:2]] == whole
+
+
+def test_a_completion_without_tokens_is_an_error(tokenizer):
+    silent = copy.copy(tokenizer)
+    silent.chat_template = (
+        "{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}{% endfor %}"
+    )
+    answers = [[{"role": "assistant", "content": title}] for title in ("Heat", "Big", "Jaws")]
+    with pytest.raises(ValueError, match="A completion has no tokens of its own"):
+        Completions(answers, silent).behind([{"role": "user", "content": "I saw Alien. What next?"}])
 
 
 def test_chats(tokenizer):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from trl_dmpo.ranking.evaluate import Evaluation
     from trl_dmpo.ranking.explain import Explanation
+    from trl_dmpo.ranking.recommender import Recommender
     from trl_dmpo.ranking.rows import RankingRows
 
     from .evaluate import EvaluateArguments
@@ -44,12 +45,14 @@ def explain_examples(
     dataset: Any = arguments.dataset_name
     recommender = Recommender.from_prepared(model, tokenizer, dataset, arguments.normalize)
     rows, shown = evaluation.rows, example_rows(evaluation)
-    explained = [row for row in shown if _asks_the_same(recommender, rows, row)]
+    explained = [
+        row for row in shown if len(rows.columns["history_ids"][row]) and _asks_the_same(recommender, rows, row)
+    ]
     found = {}
     with progress_bar(f"Explaining {label}", len(explained), console) as advance:
         for row in explained:
             # A whole catalogue needs not be given
-            candidates = rows.columns["candidate_ids"][row] if rows.catalogue is None else None
+            candidates = _candidates(recommender, rows, row) if rows.catalogue is None else None
             found[row] = explain(recommender, rows.columns["history_ids"][row], candidates=candidates)
             advance(1)
     if len(explained) < len(shown):
@@ -60,7 +63,17 @@ def explain_examples(
     return found
 
 
-def _asks_the_same(recommender: Any, rows: "RankingRows", row: int) -> bool:
+def _candidates(recommender: "Recommender", rows: "RankingRows", row: int) -> list:
+    """Ids of the candidates, in the order in which the prompt lists them if it does."""
+    from trl_dmpo.ranking.listing import Listing
+
+    ids = rows.columns["candidate_ids"][row]
+    if not recommender.form.listed:
+        return ids
+    return [ids[place] for place in Listing(rows.prompts[row], rows.candidates[row]).order]
+
+
+def _asks_the_same(recommender: "Recommender", rows: "RankingRows", row: int) -> bool:
     """Whether what would be explained is the ranking of this row."""
-    history, candidates = rows.columns["history_ids"][row], rows.columns["candidate_ids"][row]
-    return len(history) > 0 and recommender.prompts([history], [candidates])[0] == rows.prompts[row]
+    candidates = [_candidates(recommender, rows, row)]
+    return recommender.prompts([rows.columns["history_ids"][row]], candidates)[0] == rows.prompts[row]

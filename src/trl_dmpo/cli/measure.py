@@ -79,7 +79,7 @@ def load(name: str, label: str, arguments: "EvaluateArguments", console: "Consol
 def _score(
     name: str, label: str, scorer: "Scorer", rows: "RankingRows", arguments: "EvaluateArguments", console: "Console"
 ) -> tuple[dict[str, list["np.ndarray"]], "PositionBias | None"]:
-    from trl_dmpo.ranking.evaluate import name_rows, score_rows
+    from trl_dmpo.ranking.evaluate import score_rows
     from trl_dmpo.ranking.position_bias import position_bias
 
     orders = arguments.num_orders
@@ -87,10 +87,7 @@ def _score(
         with progress_bar(f"Scoring with {label}", len(rows), console) as advance:
             return {name: score_rows(scorer, rows, arguments.normalize, advance)}, None
     with progress_bar(f"Scoring with {label} in {orders} orders", len(rows) * orders, console) as advance:
-        try:
-            bias = position_bias(scorer, rows, orders, arguments.seed, arguments.normalize, advance)
-        except ValueError as error:
-            raise ValueError(name_rows(str(error), rows, orders)) from error
+        bias = position_bias(scorer, rows, orders, arguments.seed, arguments.normalize, advance)
     return _calibrated(name, bias, rows, arguments, console), bias
 
 
@@ -115,14 +112,12 @@ def _calibrated(
 def _generate(
     label: str, scorer: "Scorer", rows: "RankingRows", arguments: "EvaluateArguments", console: "Console"
 ) -> list[str]:
-    from trl_dmpo.ranking.evaluate import name_rows
     from trl_dmpo.ranking.generation import generate_answers
 
     with progress_bar(f"Generating with {label}", len(rows), console) as advance:
-        try:
-            return generate_answers(scorer.model, scorer.tokenizer, rows.prompts, _max_new_tokens(arguments), advance)
-        except ValueError as error:
-            raise ValueError(name_rows(str(error), rows)) from error
+        return generate_answers(
+            scorer.model, scorer.tokenizer, rows.prompts, _max_new_tokens(arguments), advance, rows.name_of
+        )
 
 
 def _max_new_tokens(arguments: "EvaluateArguments") -> int:

@@ -150,12 +150,26 @@ class RecommendArguments:
             raise ValueError("Give whom to recommend to: `--history`, or `--users` and `--output`.")
         if bool(self.users) != bool(self.output):
             raise ValueError("`--users` and `--output` go together: histories to read, and a file to write.")
+        if self.overwrite_output and not self.output:
+            raise ValueError("`overwrite_output` is for `--output`. Leave it out.")
+        if self.k < 1:
+            raise ValueError(f"`k` is {self.k}, but it is at least 1.")
+        if self.num_beams is not None and self.method != "beam":
+            raise ValueError("`num_beams` is for `--method beam`. Set it, or leave this out.")
+        if not (self.history or self.users):
+            self._check_nothing_but_saving()
         if self.explain and not self.history:
             raise ValueError("`explain` is for one user: give `--history`.")
         if self.explain and (self.exclude != ["history"] or self.method != "exact"):
             raise ValueError(
                 "`explain` is for exact recommendations beside the history: leave out `exclude` and `method`."
             )
+
+    def _check_nothing_but_saving(self) -> None:
+        defaults = RecommendArguments()
+        for name in ("k", "exclude", "method", "num_beams"):
+            if getattr(self, name) != getattr(defaults, name):
+                raise ValueError(f"`{name}` is for recommending: give `--history` or `--users`, or leave it out.")
 
 
 def run(argv: list[str]) -> int:
@@ -217,7 +231,7 @@ def _make_recommender(arguments: RecommendArguments, console: "Console") -> "Rec
             return Recommender.from_pretrained(arguments.recommender, **how)
     folder = Path(arguments.save_recommender).expanduser() if arguments.save_recommender else None
     if folder is not None:
-        check_folder(folder, RECOMMENDER, overwrite=True)
+        check_folder(folder, RECOMMENDER._replace(option="save_recommender"), overwrite=True)
     name: str = arguments.model_name_or_path  # type: ignore[assignment]
     with console.status(Text(f"Loading {name}")):
         options = read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]

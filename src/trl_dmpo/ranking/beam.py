@@ -1,7 +1,7 @@
 """Constrained beam search: completions of a given list that are likely behind a prompt, without scoring all of them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -119,7 +119,6 @@ def beam_search(
     excluded: Sequence[Sequence[int]],
     num_beams: int,
     normalize: str = "sum",
-    progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """
     Likely completions of each prompt, by the beam search of transformers, held to the tokens of the completions given
@@ -139,8 +138,6 @@ def beam_search(
             How many beginnings are followed at a time, at least two.
         normalize (`str`, *optional*, defaults to `"sum"`):
             What is likely: by the `"sum"` of log-probabilities, or by their `"mean"` over tokens.
-        progress (`Callable[[int], None]`, *optional*):
-            Called with the number of prompts done since the last call.
 
     Returns:
         `list[list[int]]`: for each prompt, the places of up to `num_beams` completions, the likeliest first.
@@ -165,10 +162,8 @@ def beam_search(
 
     # Where nothing is left, there is nothing to search
     some = [row for row, tree in enumerate(trees) if len(set(excluded[row])) < len(tree.sequences)]
-    if progress is not None:
-        progress(len(encoded) - len(some))
     with plain_generation(model):
-        in_batches(model, some, lambda row: num_beams * (len(prompts[row]) + depth), search, progress)
+        in_batches(model, some, lambda row: num_beams * (len(prompts[row]) + depth), search)
     return found
 
 

@@ -1,6 +1,5 @@
 """From the scores of one or several models to metrics with intervals, by group, and compared on the same rows."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,22 +78,16 @@ def score_rows(
     Raises:
         `ValueError`: as [`Scorer.score`]; the message names the row.
     """
-    try:
-        if rows.catalogue is None:
-            scores = scorer.score(rows.prompts, rows.candidates, normalize, progress)
-            return [each.numpy() for each in scores]
-        scores = scorer.score(rows.prompts, rows.catalogue.answers, normalize, progress)
-    except ValueError as error:
-        raise ValueError(name_rows(str(error), rows)) from error
-    return [each.numpy()[kept] for each, kept in zip(scores, rows.catalogue.kept, strict=True)]
-
-
-def name_rows(message: str, rows: RankingRows, prompts: int = 1) -> str:
-    """A message on the number of a prompt, with the row that it is of instead. A row has so many `prompts`."""
-    numbered = r"\bprompts?(?:\[(\d+)\]| (\d+))"
-    return re.sub(
-        numbered, lambda found: f"{rows.name}[{rows.places[int(found[1] or found[2]) // prompts]}]", message, count=1
-    )
+    if rows.catalogue is None:
+        scores = scorer.score(rows.prompts, rows.candidates, normalize, progress, rows.name_of)
+        return [each.numpy() for each in scores]
+    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    # Not all scores at once: a history leaves most of a catalogue, but rows may be many
+    for row, each in scorer.stream(rows.prompts, rows.catalogue.answers, normalize, rows.name_of):
+        found[row] = each.numpy()[rows.catalogue.kept[row]]
+        if progress is not None:
+            progress(1)
+    return found
 
 
 def evaluate_scores(

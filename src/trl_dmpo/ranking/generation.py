@@ -8,7 +8,9 @@ import torch
 from transformers import GenerationConfig
 from trl.data_utils import _tokenize
 
+from .scorer import PROMPT_NAMES
 from .token_budget import TokenBudget
+from .tokens import window_of
 
 
 _ABSENT = object()
@@ -89,6 +91,7 @@ def generate_answers(
     prompts: Sequence[Any],
     max_new_tokens: int = 32,
     progress: Callable[[int], None] | None = None,
+    names: Callable[[int], str] = PROMPT_NAMES,
 ) -> list[str]:
     """
     What the model answers by itself: the likeliest token, again and again. The published way to evaluate; see [`Scorer`] for
@@ -107,6 +110,8 @@ def generate_answers(
             Where an answer is cut off that does not end.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of prompts done since the last call.
+        names (`Callable[[int], str]`, *optional*):
+            From the number of a prompt to what errors call it. By default `"prompts[3]"`.
 
     Returns:
         `list[str]`: N answers, without the prompt and without special tokens.
@@ -115,7 +120,7 @@ def generate_answers(
         `ValueError`: the model cannot generate, or a prompt is empty or leaves no room for an answer.
     """
     ids = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
-    check_lengths(model, ids, max_new_tokens)
+    check_lengths(model, ids, max_new_tokens, names)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -181,15 +186,17 @@ def tokenize_prompt(tokenizer: Any, prompt: Any) -> list[int]:
     return list(_tokenize(tokenizer, prompt, add_generation_prompt=True)["input_ids"])
 
 
-def check_lengths(model: Any, ids: Sequence[list[int]], max_new_tokens: int) -> None:
+def check_lengths(
+    model: Any, ids: Sequence[list[int]], max_new_tokens: int, names: Callable[[int], str] = PROMPT_NAMES
+) -> None:
     """Raise `ValueError` if a prompt is empty, or with `max_new_tokens` more does not fit into the model's window."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = window_of(model)
     for index, prompt in enumerate(ids):
         if not prompt:
-            raise ValueError(f"prompt {index} has no tokens. Begin with the BOS token, or with any text.")
+            raise ValueError(f"{names(index)} has no tokens. Begin with the BOS token, or with any text.")
         if window is not None and len(prompt) + max_new_tokens > window:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens, and with {max_new_tokens} of an answer it does not fit into the "
+                f"{names(index)} has {len(prompt)} tokens, and with {max_new_tokens} of an answer it does not fit into the "
                 f"model's window of {window}. Shorten the history."
             )
 

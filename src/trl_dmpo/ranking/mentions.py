@@ -1,7 +1,12 @@
 """Where titles stand in a text."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+
+# How the names of characters begin of which words are written without spaces between them
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class Mention(NamedTuple):
@@ -27,7 +32,8 @@ def find_mentions(text: str, titles: Sequence[str]) -> list[Mention]:
     Every place where a title stands, also those within another title.
 
     A title is found as it is written, and as a whole: "Heat" is not in "Heather". It is in "Red Heat", so of mentions that
-    overlap, take the longest where only one can be meant. Scripts that put no space between words have no such borders.
+    overlap, take the longest where only one can be meant. Chinese, Japanese, Thai, Lao, Khmer and Burmese put no space
+    between words, and have no such borders.
 
     Args:
         text (`str`):
@@ -93,5 +99,6 @@ def _starts(text: str, title: str) -> Iterator[int]:
 
 def _are_joined(pair: str) -> bool:
     """Whether two characters belong to one word."""
-    # From U+2E80 on: Chinese, Japanese, Korean, which do not part words by spaces
-    return len(pair) == 2 and all(character.isalnum() and character < "\u2e80" for character in pair)
+    return len(pair) == 2 and all(
+        character.isalnum() and not unicodedata.name(character, "").startswith(_WITHOUT_SPACES) for character in pair
+    )

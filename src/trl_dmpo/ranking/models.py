@@ -19,6 +19,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
+    option: str = "model_name_or_path",
 ) -> tuple[Any, Any]:
     """
     A causal language model and its tokenizer, ready to score.
@@ -36,6 +37,8 @@ def load_model(
             Whether to run code that comes with the model.
         device (`str`, *optional*):
             Where to put the model: `"cuda"`, `"cuda:1"`, `"cpu"`. Will default to the accelerator that there is, else the CPU.
+        option (`str`, *optional*, defaults to `"model_name_or_path"`):
+            What errors call `name`.
 
     Returns:
         `tuple`: the model, in evaluation mode, and the tokenizer: the adapter's own, or that of its base model if it has none.
@@ -44,12 +47,12 @@ def load_model(
         `FileNotFoundError`: there is no such folder.
         `ValueError`: what is there is no causal language model and no adapter of one, or its files cannot be read.
     """
-    name, on = _resolve(name), _device(device)
+    name, on = _resolve(name, option), _device(device)
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    with _named(name):
+    with _named(name, option):
         base = _adapter(name, revision)
     auto = AutoModelForCausalLM if base is None else AutoPeftModelForCausalLM
-    with _named(name, base):
+    with _named(name, option, base):
         model = auto.from_pretrained(name, revision=revision, **options)
         tokenizer = _load_tokenizer(name, revision, base, trust_remote_code)
     return model.to(on).eval(), tokenizer
@@ -63,11 +66,12 @@ def check_model(name: str | Path, revision: str | None = None, trust_remote_code
         name, revision, trust_remote_code:
             As of [`load_model`].
     """
-    name = _resolve(name)
-    with _named(name):
+    option = "model_name_or_path"
+    name = _resolve(name, option)
+    with _named(name, option):
         base = _adapter(name, revision)
     where, revision = (name, revision) if base is None else (base.base_model_name_or_path, base.revision)
-    with _named(name, base):
+    with _named(name, option, base):
         AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -79,7 +83,7 @@ def _adapter(name: str, revision: str | None) -> PeftConfig | None:
 
 
 @contextmanager
-def _named(name: str, base: PeftConfig | None = None) -> Iterator[None]:
+def _named(name: str, option: str, base: PeftConfig | None = None) -> Iterator[None]:
     """Say which model it was that could not be loaded."""
     try:
         yield
@@ -88,24 +92,20 @@ def _named(name: str, base: PeftConfig | None = None) -> Iterator[None]:
         if base is not None:
             what = f"{name}, an adapter of {base.base_model_name_or_path},"
             hint = " If its base model is elsewhere, say where in its adapter_config.json."
-        raise ValueError(f"`model_name_or_path`: {what} cannot be loaded: {_first_line(error)}{hint}") from error
+        raise ValueError(f"`{option}`: {what} cannot be loaded: {_first_line(error)}{hint}") from error
 
 
-def _resolve(name: str | Path) -> str:
+def _resolve(name: str | Path, option: str) -> str:
     """A folder that is there, or a name that may be on the Hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise ValueError(
-                f"`model_name_or_path`: {path} holds no model: it has neither config.json nor adapter_config.json."
-            )
+            raise ValueError(f"`{option}`: {path} holds no model: it has neither config.json nor adapter_config.json.")
         return str(path)
     if path.exists():
-        raise ValueError(
-            f"`model_name_or_path`: {path} is a file; give the folder of a model, or its name on the Hub."
-        )
+        raise ValueError(f"`{option}`: {path} is a file; give the folder of a model, or its name on the Hub.")
     if path.is_absolute() or len(path.parts) > 2 or str(name).startswith("."):
-        raise FileNotFoundError(f"`model_name_or_path`: there is no folder {path}.")
+        raise FileNotFoundError(f"`{option}`: there is no folder {path}.")
     return str(name)
 
 

@@ -142,7 +142,8 @@ def position_bias(
         raise ValueError(f"`num_orders` is {num_orders}, but a bias shows in 2 orders or more.")
     prompts, orders = list_orders(rows, num_orders, seed)
     candidates = [row for row in rows.candidates for _ in range(num_orders)]
-    scored = scorer.score([prompt for row in prompts for prompt in row], candidates, normalize, progress)
+    asked = [prompt for row in prompts for prompt in row]
+    scored = scorer.score(asked, candidates, normalize, progress, lambda number: rows.name_of(number // num_orders))
     scores = np.full(orders.shape, np.nan)
     for index, values in enumerate(scored):
         scores[(*divmod(index, num_orders), slice(len(values)))] = values.numpy()

@@ -12,6 +12,7 @@ from ..data.spec import parse_choice
 from .asking import ask
 from .beam import beam_search
 from .catalogue import Catalogue, make_catalogue
+from .generation import check_lengths, tokenize_prompt
 from .models import load_model
 from .recommender_files import load_options, read_prepared, save_recommender
 from .scorer import Scorer
@@ -20,8 +21,10 @@ from .tokens import Completions
 
 # Places of items in the catalogue
 Places: TypeAlias = Sequence[int] | np.ndarray
-# Scores of so many items of users are in memory at a time
-_SCORES_AT_A_TIME = 2**20
+# For so many users at a time a beam search holds what they may get
+_USERS_AT_A_TIME = 64
+# What errors call the prompt of a user
+HISTORY_NAMES = "histories[{}]".format
 
 
 class Recommendations(NamedTuple):
@@ -204,8 +207,10 @@ class Recommender:
         self._check_options(k, method, num_beams)
         prompts = self._write(self._read(histories), [[0]] * len(histories))
         excluded = self._excluded(histories, exclude)
-        search = self._exact if method == "exact" else self._beam
-        return search(prompts, excluded, k, num_beams or max(2 * k, 20), progress or (lambda users: None))
+        progress = progress or (lambda users: None)
+        if method == "exact":
+            return self._exact(prompts, excluded, k, progress)
+        return self._beam(prompts, excluded, k, num_beams or max(2 * k, 20), progress)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """
@@ -242,7 +247,7 @@ class Recommender:
         """
         folder = Path(folder).expanduser()
         options = load_options(folder)
-        return cls(*load_model(folder, **model_kwargs), **options)
+        return cls(*load_model(folder, option="recommender", **model_kwargs), **options)
 
     @classmethod
     def from_prepared(cls, model: Any, tokenizer: Any, dataset: str | Path, normalize: str = "sum") -> "Recommender":
@@ -279,30 +284,42 @@ class Recommender:
         if num_beams is not None and num_beams < max(k, 2):
             raise ValueError(f"`num_beams` is {num_beams}, but it is at least {max(k, 2)}: `k`, and more than one.")
 
-    def _exact(
-        self, prompts: list, excluded: list, k: int, num_beams: int, progress: Callable
-    ) -> list[Recommendations]:
-        batch = max(1, _SCORES_AT_A_TIME // len(self._distinct))
+    def _exact(self, prompts: list, excluded: list, k: int, progress: Callable) -> list[Recommendations]:
         places = np.arange(len(self._answer_of))
-        results = []
-        for start in range(0, len(prompts), batch):
-            some = prompts[start : start + batch]
-            found = self.scorer.score(some, self._distinct, normalize=self.normalize, progress=progress)
-            for scores, left_out in zip(found, excluded[start : start + batch], strict=True):
-                kept = np.delete(places, left_out)
-                results.append(self._best(kept, scores.numpy()[self._answer_of[kept]], k))
-        return results
+        results: dict[int, Recommendations] = {}
+        for user, scores in self.scorer.stream(prompts, self._distinct, self.normalize, HISTORY_NAMES):
+            kept = np.delete(places, excluded[user])
+            results[user] = self._best(kept, scores.numpy()[self._answer_of[kept]], k)
+            progress(1)
+        return [results[user] for user in range(len(prompts))]
 
     def _beam(
         self, prompts: list, excluded: list, k: int, num_beams: int, progress: Callable
     ) -> list[Recommendations]:
         completions = Completions(self._distinct, self.scorer.tokenizer)
+        self._check_lengths(prompts, completions)
+        results = []
+        for start in range(0, len(prompts), _USERS_AT_A_TIME):
+            users = slice(start, start + _USERS_AT_A_TIME)
+            results += self._beam_of_some(prompts[users], excluded[users], k, num_beams, completions)
+            progress(len(results) - start)
+        return results
+
+    def _check_lengths(self, prompts: list, completions: Completions) -> None:
+        """What is wrong with one user is better known before hours of searching for the others."""
+        ids = [tokenize_prompt(self.scorer.tokenizer, prompt) for prompt in prompts]
+        longest = max(map(len, completions.behind(prompts[0]).completions)) if prompts else 0
+        check_lengths(self.scorer.model, ids, longest, HISTORY_NAMES)
+
+    def _beam_of_some(
+        self, prompts: list, excluded: list, k: int, num_beams: int, completions: Completions
+    ) -> list[Recommendations]:
         kept = [np.delete(np.arange(len(self._answer_of)), left_out) for left_out in excluded]
         # An answer is excluded where all items that it names are
         numbers = np.arange(len(self._distinct))
         without = [np.setdiff1d(numbers, self._answer_of[places]).tolist() for places in kept]
         encoded = [completions.behind(prompt) for prompt in prompts]
-        found = beam_search(self.scorer.model, encoded, without, num_beams, self.normalize, progress)
+        found = beam_search(self.scorer.model, encoded, without, num_beams, self.normalize)
         places = [left[np.isin(self._answer_of[left], numbers)] for left, numbers in zip(kept, found, strict=True)]
         return [self._best(*each, k) for each in zip(places, self._score(prompts, places), strict=True)]
 
@@ -313,7 +330,8 @@ class Recommender:
         # Users of the same answers get the same list, which is then tokenized once
         lists = {numbers.tobytes(): [self._distinct[number] for number in numbers] for numbers, _ in distinct}
         answers = [lists[distinct[user][0].tobytes()] for user in some]
-        scores = self.scorer.score([prompts[user] for user in some], answers, normalize=self.normalize)
+        asked = [prompts[user] for user in some]
+        scores = self.scorer.score(asked, answers, self.normalize, names=lambda number: HISTORY_NAMES(some[number]))
         found = [np.empty(0, dtype=np.float32) for _ in places]
         for user, each in zip(some, scores, strict=True):
             found[user] = each.numpy()[distinct[user][1]]
@@ -382,10 +400,15 @@ class Recommender:
             raise ValueError(
                 f"`exclude` has {len(lists)} lists for {len(histories)} histories; give one each, or one for all."
             )
+        return [
+            self._left_out(items, "`exclude`" if is_one else f"`exclude[{user}]`") for user, items in enumerate(lists)
+        ]
+
+    def _left_out(self, items: Sequence[Any], name: str) -> list[int]:
         try:
-            return [[place for item in items for place in self._items.known_places(item)] for items in lists]
+            return [place for item in items for place in self._items.known_places(item)]
         except ValueError as error:
-            raise ValueError(f"`exclude`: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _is_flat(items: Sequence[Any], option: str) -> bool:

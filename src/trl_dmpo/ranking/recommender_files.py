@@ -36,7 +36,13 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
         "max_history": recommender.max_history,
         "trl_dmpo_version": __version__,
     }
-    for config in getattr(model, "peft_config", {}).values():
+    adapters = getattr(model, "peft_config", {})
+    if adapters and list(adapters) != ["default"]:
+        raise ValueError(
+            f"the model has adapters of the names {', '.join(adapters)}, but only a single one, of the name default, is loaded from "
+            "a folder. Load the one to save alone, or merge it with `merge_and_unload`."
+        )
+    for config in adapters.values():
         if not config.base_model_name_or_path:
             raise ValueError(
                 "the adapter's base model was not loaded from anywhere, so the adapter alone could not be loaded again. "
@@ -130,7 +136,7 @@ def read_prepared(folder: Path) -> dict[str, Any]:
 
     Raises:
         `FileNotFoundError`: the folder is not there or holds no such dataset.
-        `ValueError`: it has two catalogues, or its prompts cannot be written again.
+        `ValueError`: it has two catalogues, or its prompts cannot be written again, or were shortened to `max_prompt_tokens`.
     """
     if not (folder / OPTIONS_FILE).is_file():
         raise FileNotFoundError(
@@ -143,6 +149,11 @@ def read_prepared(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has {len(files)} catalogues in {folder / 'items'}; a recommender has one. Read it with polars and give "
             "it to `Recommender`, with the prompt."
+        )
+    if options.get("max_prompt_tokens") is not None:
+        raise ValueError(
+            f"{folder} was prepared with `max_prompt_tokens`, which shortened histories to fit a tokenizer, and a recommender "
+            "does not. Prepare it with `max_history`, or give the catalogue, the prompt and `max_history` to `Recommender`."
         )
     catalogue = pl.read_parquet(files[0])
     config = BuildConfig(**{field.name: options[field.name] for field in fields(BuildConfig) if field.name in options})

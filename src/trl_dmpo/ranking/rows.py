@@ -95,6 +95,10 @@ class RankingRows:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def name_of(self, row: int) -> str:
+        """What errors call a row: by its place in what it was read from."""
+        return f"{self.name}[{self.places[row]}]"
+
     @cached_property
     def users(self) -> np.ndarray:
         """The number of each row's user, int64 of shape (N,). A row without `user_id` is a user of its own."""

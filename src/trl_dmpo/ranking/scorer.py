@@ -13,10 +13,13 @@ from ..trainer.sharing import REFUSALS, Measurement, compare_layouts, refused, s
 from .forward import TREE_TOKENS, score_repeated, score_shared
 from .token_budget import TokenBudget
 from .token_tree import TokenTree, token_trees
-from .tokens import Completions, Encoded
+from .tokens import Completions, Encoded, window_of
 
 
 logger = logging.getLogger(__name__)
+
+# What errors call a prompt
+PROMPT_NAMES = "prompts[{}]".format
 
 
 class Scorer:
@@ -65,13 +68,15 @@ class Scorer:
         candidates: Sequence[Any],
         normalize: str = "sum",
         progress: Callable[[int], None] | None = None,
+        names: Callable[[int], str] = PROMPT_NAMES,
     ) -> list[torch.Tensor]:
         """
         Log-probabilities of candidates as completions of prompts.
 
         The tokens are those of training: after a prompt of text, the EOS token ends a candidate and is scored with it; a
         chat template ends messages itself. The scores do not depend on what else is scored, but for noise of the model's
-        type.
+        type, and but for this: a tokenizer may merge the end of a prompt with the beginning of a candidate, and then all
+        candidates of this prompt are taken to begin with the merged token. A warning tells.
 
         Args:
             prompts (`Sequence[str]` or `Sequence[list[dict]]`):
@@ -83,6 +88,8 @@ class Scorer:
                 `"sum"` over the tokens of a candidate, in nats, or their `"mean"`.
             progress (`Callable[[int], None]`, *optional*):
                 Called with the number of prompts that have been scored since the last call.
+            names (`Callable[[int], str]`, *optional*):
+                From the number of a prompt to what errors call it. By default `"prompts[3]"`.
 
         Returns:
             `list[torch.Tensor]`: N tensors, float32 on the CPU, a score for each candidate in the order given.
@@ -91,54 +98,98 @@ class Scorer:
             `ValueError`: a prompt has no candidates, or an empty or repeated one; it is longer than the model's window; it
             is a chat and the tokenizer has no chat template; or the model gives NaN.
         """
+        found: dict[int, torch.Tensor] = {}
+        for index, scores in self.stream(prompts, candidates, normalize, names):
+            found[index] = scores
+            if progress is not None:
+                progress(1)
+        return [found[index] for index in range(len(found))]
+
+    def stream(
+        self,
+        prompts: Sequence[str | list[dict]],
+        candidates: Sequence[Any],
+        normalize: str = "sum",
+        names: Callable[[int], str] = PROMPT_NAMES,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """
+        What [`~Scorer.score`] returns, prompt by prompt, for scores that would not all fit into the memory.
+
+        Args:
+            prompts, candidates, normalize, names:
+                As of [`~Scorer.score`].
+
+        Yields:
+            `tuple[int, torch.Tensor]`: the number of a prompt, and its scores. The longest prompts come first; all have been
+            checked before.
+        """
         if normalize not in ("sum", "mean"):
             raise ValueError(f"`normalize` must be 'sum' or 'mean', got {normalize!r}.")
         prompts, lists = list(prompts), _as_lists(prompts, candidates)
-        self._check(prompts, lists)
-        rows = self._encode(prompts, lists)
-        with _evaluating(self.model), torch.no_grad():
-            if self._shares is None and rows:
-                self._shares = self._decide(rows)
-            logps = self._score_all(rows, progress)
-        return [
-            _reduce(each, row, normalize, index) for index, (each, row) in enumerate(zip(logps, rows, strict=True))
-        ]
+        self._check(prompts, lists, names)
+        rows = self._encode(prompts, lists, names)
+        with self._computing():
+            shares = self._decide(rows)
+        for index, logps in self._score_all(rows, shares):
+            yield index, _reduce(logps, rows[index], normalize, names(index))
 
-    def _check(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]]) -> None:
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The model without dropout and gradients, and then in the mode that it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _check(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]], names: Callable[[int], str]) -> None:
         checked: set[tuple[int, bool]] = set()
         for index, (prompt, candidates) in enumerate(zip(prompts, lists, strict=True)):
             is_chat = is_message_list(prompt)
             if not (is_chat or isinstance(prompt, str)):
-                raise ValueError(f"prompts[{index}] is {type(prompt).__name__}, expected text or a list of messages.")
+                raise ValueError(f"{names(index)} is {type(prompt).__name__}, expected text or a list of messages.")
             if is_chat and self.tokenizer.chat_template is None:
                 raise ValueError(
-                    f"prompts[{index}] is a chat, but the tokenizer has no chat template. Give prompts of plain text, or "
+                    f"{names(index)} is a chat, but the tokenizer has no chat template. Give prompts of plain text, or "
                     "the tokenizer of a chat model."
                 )
             if (id(candidates), is_chat) not in checked:
-                _check_candidates(candidates, index, is_chat)
+                _check_candidates(candidates, names(index), is_chat)
                 checked.add((id(candidates), is_chat))
 
-    def _encode(self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]]) -> list[Encoded]:
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+    def _encode(
+        self, prompts: Sequence[Any], lists: Sequence[Sequence[Any]], names: Callable[[int], str]
+    ) -> list[Encoded]:
+        window = window_of(self.model)
         completions: dict[int, Completions] = {}
         rows = []
         for index, (prompt, candidates) in enumerate(zip(prompts, lists, strict=True)):
             behind = completions.setdefault(id(candidates), Completions(candidates, self.tokenizer))
-            row = behind.behind(prompt)
+            try:
+                row = behind.behind(prompt)
+            except ValueError as error:
+                raise ValueError(f"{names(index)}: {error}") from error
             longest = max(map(len, row.completions))
             if not row.prompt:
-                raise ValueError(f"prompts[{index}] has no tokens. Begin with the BOS token, or with any text.")
+                raise ValueError(f"{names(index)} has no tokens. Begin with the BOS token, or with any text.")
             if window is not None and len(row.prompt) + longest > window:
                 raise ValueError(
-                    f"prompts[{index}] has {len(row.prompt)} tokens and its longest candidate {longest}, but the model's "
+                    f"{names(index)} has {len(row.prompt)} tokens and its longest candidate {longest}, but the model's "
                     f"window is {window}. Shorten the prompt, for instance its history."
                 )
             rows.append(row)
         return rows
 
     def _decide(self, rows: list[Encoded]) -> bool:
-        """Whether prompts are shared: by the kind of model, then by comparison."""
+        """Whether prompts are shared: by the kind of model, then by comparison, once, on the first prompts that can tell."""
+        if self._shares is None and any(len(row.completions) > 1 for row in rows):
+            self._shares = self._find_out(rows)
+        # A single completion shares its prompt with none
+        return bool(self._shares)
+
+    def _find_out(self, rows: list[Encoded]) -> bool:
         reason = sharing_obstacle(self.model)
         if reason is None:
             measured = self._measure(rows)
@@ -154,7 +205,7 @@ class Scorer:
         return False
 
     def _measure(self, rows: list[Encoded]) -> Measurement:
-        several = [row for row in rows if len(row.completions) > 1] or rows
+        several = [row for row in rows if len(row.completions) > 1]
         together = [Encoded(row.prompt, row.completions[:4]) for row in several[:2]]
         alone = [Encoded(row.prompt, [completion]) for row in together for completion in row.completions]
 
@@ -174,7 +225,7 @@ class Scorer:
             return refused(error)
         return compare_layouts(shared, unshared, repeated, self.model.dtype)
 
-    def _score_all(self, rows: list[Encoded], progress: Callable[[int], None] | None) -> list[torch.Tensor]:
+    def _score_all(self, rows: list[Encoded], shares: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Log-probabilities of tokens: rows of like length together, and fewer at a time when memory does not suffice."""
         trees: dict[tuple[int, int], list[TokenTree]] = {}
 
@@ -187,19 +238,16 @@ class Scorer:
         def score_longest(tokens: int) -> tuple[list[int], list[torch.Tensor]]:
             group = left[-max(tokens // len(rows[left[-1]].prompt), 1) :]
             chosen = [rows[index] for index in group]
-            if self._shares:
+            if shares:
                 return group, score_shared(self.model, chosen, tokens, partial(trees_of, min(tokens, TREE_TOKENS)))
             return group, score_repeated(self.model, chosen, tokens)
 
-        found: dict[int, torch.Tensor] = {}
         left = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
         while left:
-            group, logps = self._budget.spend(score_longest)
-            found |= dict(zip(group, logps, strict=True))
+            with self._computing():
+                group, logps = self._budget.spend(score_longest)
             left = left[: -len(group)]
-            if progress is not None:
-                progress(len(group))
-        return [found[index] for index in range(len(rows))]
+            yield from zip(group, logps, strict=True)
 
 
 def _as_lists(prompts: Sequence[Any], candidates: Sequence[Any]) -> Sequence[Sequence[Any]]:
@@ -217,43 +265,32 @@ def _as_lists(prompts: Sequence[Any], candidates: Sequence[Any]) -> Sequence[Seq
     return candidates
 
 
-def _check_candidates(candidates: Sequence[Any], index: int, is_chat: bool) -> None:
+def _check_candidates(candidates: Sequence[Any], name: str, is_chat: bool) -> None:
     if not len(candidates):
-        raise ValueError(f"prompts[{index}] has no candidates.")
+        raise ValueError(f"{name} has no candidates.")
     seen = set()
     for place, candidate in enumerate(candidates):
         if not (is_message_list(candidate) if is_chat else isinstance(candidate, str)):
             expected = "a list of messages" if is_chat else "text"
             raise ValueError(
-                f"Candidate {place} of prompts[{index}] is {type(candidate).__name__}, expected {expected}, as the prompt."
+                f"Candidate {place} of {name} is {type(candidate).__name__}, expected {expected}, as the prompt."
             )
         text = repr(candidate) if is_chat else candidate
         content = candidate if isinstance(candidate, str) else "".join(str(each["content"]) for each in candidate)
         if not content.strip():
-            raise ValueError(f"Candidate {place} of prompts[{index}] is empty.")
+            raise ValueError(f"Candidate {place} of {name} is empty.")
         if text in seen:
-            raise ValueError(f"Candidate {place} of prompts[{index}] is there twice: {candidate!r}.")
+            raise ValueError(f"Candidate {place} of {name} is there twice: {candidate!r}.")
         seen.add(text)
 
 
-def _reduce(logps: torch.Tensor, row: Encoded, normalize: str, index: int) -> torch.Tensor:
+def _reduce(logps: torch.Tensor, row: Encoded, normalize: str, name: str) -> torch.Tensor:
     if logps.isnan().any():
         raise ValueError(
-            f"The model gives NaN for the candidates of prompts[{index}]: its weights are not finite, or its type "
+            f"The model gives NaN for the candidates of {name}: its weights are not finite, or its type "
             f"overflows. Load it in bfloat16 or float32."
         )
     sums = logps.double().sum(1)
     if normalize == "mean":
         sums /= torch.tensor([len(completion) for completion in row.completions])
     return sums.float()
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """`model` without dropout, and then in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -78,8 +78,10 @@ class TokenBudget:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether `error` says that memory did not suffice, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether `error` says that memory did not suffice, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
 
 
 def _find(model: Any) -> int:
@@ -90,7 +92,9 @@ def _find(model: Any) -> int:
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch holds and does not use is free, too
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return psutil.virtual_memory().available
 
 

@@ -9,6 +9,7 @@ is tokenized.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from transformers.utils import logging as transformers_logging
 from trl.data_utils import common_prefix_length
 
 from ..trainer.tokenization import tokenize_row
@@ -33,6 +34,23 @@ class Encoded(NamedTuple):
 
     prompt: list[int]
     completions: list[list[int]]
+
+
+def window_of(model: Any) -> int | None:
+    """
+    How many tokens a model can take at most.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+
+    Returns:
+        `int` or `None`: its positions, less those of the virtual tokens of an adapter; `None` if it has no limit.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or not getattr(model, "peft_config", None):
+        return positions
+    return positions - (getattr(model.active_peft_config, "num_virtual_tokens", None) or 0)
 
 
 class Completions:
@@ -111,6 +129,8 @@ class Completions:
         if end not in self._behind:
             self._behind[end] = self._tokenize_behind(end)
         dropped, completions = self._behind[end]
+        if not all(completions):
+            return None
         texts = [prompt, *(prompt + self._rendered[place] for place in _SAMPLES)]
         whole, *samples = self._tokenize(texts, add_special_tokens=add_special_tokens)
         ids = whole[: len(whole) - dropped]
@@ -121,6 +141,11 @@ class Completions:
         assert self._rendered is not None
         ids, *sequences = self._tokenize([end, *(end + text for text in self._rendered)], add_special_tokens=False)
         length = min(common_prefix_length(ids, sequence) for sequence in sequences)
+        if length < len(ids):
+            transformers_logging.get_logger(__name__).warning_once(
+                "The tokenizer merges the end of a prompt with the beginning of a completion. All completions of this prompt "
+                "are then scored from the merged token on. To avoid it, end prompts where a token ends, as before a space."
+            )
         return len(ids) - length, [sequence[length:] for sequence in sequences]
 
     def _tokenize(self, texts: list[str], **kwargs) -> list[list[int]]:

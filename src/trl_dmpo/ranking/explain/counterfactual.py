@@ -22,12 +22,16 @@ class Counterfactual(NamedTuple):
             was spent before all smaller sets were tried.
         tried (`int`):
             How many sets were tried.
+        among (`int`, *optional*):
+            How many of the best items were ranked anew for each set; a change to another item does not count. `None` if all
+            were.
     """
 
     removed: list[int] | None
     title: str | None
     proven: bool
     tried: int
+    among: int | None = None
 
 
 def find_counterfactual(

@@ -152,14 +152,20 @@ def explain(
     catalogue = make_catalogue(recommender.catalogue)
     rank = _Ranking(recommender, catalogue, history, candidates)
     best = rank.best()
+    if not best.ids:
+        raise ValueError(
+            "all items of the catalogue are in `history`, so that none is left to recommend. Give `candidates`."
+        )
     first, second = _find_pair(catalogue, best, item, against, candidates is not None)
     count = len(rank.shown)
     attributions, log_odds, without = attribute(rank.log_odds(first, second), count, method, samples, seed)
     found = None
     if budget:
         found = find_counterfactual(rank.first_without(best.ids, progress), best.titles[0], attributions, budget)
-    if found is not None and found.removed is not None:
-        found = found._replace(title=rank.best(found.removed).titles[0])
+        if candidates is None and len(best.ids) < rank.left():
+            found = found._replace(among=len(best.ids))
+        if found.removed is not None:
+            found = found._replace(title=rank.best(found.removed).titles[0])
     titles = [each["title"] for each in catalogue.read(rank.shown, [])]
     names = [catalogue.titles[place] for place in (first, second)]
     return Explanation(
@@ -195,6 +201,10 @@ class _Ranking:
             return self._recommender.rank([history], self._candidates)[0]
         most_alike: Any = self._catalogue.frame["title"].value_counts()["count"].max()
         return self._recommender.recommend([history], max(SHORTLIST, most_alike + 1), exclude=self._own)[0]
+
+    def left(self) -> int:
+        """How many items there are to recommend."""
+        return len(self._catalogue.ids) - len(set(self._own))
 
     def _without(self, removed: Collection[int]) -> list:
         return [each for place, each in enumerate(self.shown) if place not in removed]

@@ -51,16 +51,17 @@ def describe_counterfactual(explanation: "Explanation") -> str:
     found: Counterfactual | None = explanation.counterfactual
     if found is None:
         raise ValueError("there is no counterfactual. Give `explain` a `budget` above 0.")
+    others = "" if found.among is None else f" among the {found.among} best items"
     if found.removed is None:
         if found.proven:
-            return "Whatever is left out of the history, the first recommendation stays the same."
-        return f"No set of items changes the first recommendation, as far as was tried: {found.tried} sets."
+            return f"Whatever is left out of the history, the first recommendation stays the same{others}."
+        return f"No set of items changes the first recommendation{others}, as far as was tried: {found.tried} sets."
     titles = [explanation.history[place] for place in found.removed]
     told = f"Without {_join(titles)}, {found.title} would come first."
     if len(titles) == 1:
         return told
     if found.proven:
-        return f"{told} No smaller set of items changes the first recommendation."
+        return f"{told} No smaller set of items changes the first recommendation{others}."
     return f"{told} A smaller set of items may do: {found.tried} sets were tried, not all."
 
 
