@@ -15,7 +15,7 @@ demo: $(VENV)/.installed ## the main job on data and a model made on the spot
 test: $(VENV)/.test ## all tests that take seconds, on all cores
 	$(VENV)/bin/python -m pytest -n auto -m "not slow"
 
-test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel in an environment of its own
+test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel, a real model where there is one
 	$(VENV)/bin/python -m pytest -m slow
 
 test-lowest: $(LOWEST)/.test ## the tests against the lowest supported versions

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig
+from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from tests.conftest import make_dataset, make_rows
@@ -197,6 +198,7 @@ class TestTitles:
         )
 
     def test_tokens_that_merge_across_the_end_of_the_prompt(self, build, tokenizer, caplog):
+        transformers_logging.warning_once.cache_clear()  # another test may have had the warning
         # " A" is one token: the space at the end of the prompt goes with it
         row = {"prompt": "Next: ", "chosen": "Alien", "rejected": ["Aliens", "Amélie"]}
         trainer = build([row] * 2)

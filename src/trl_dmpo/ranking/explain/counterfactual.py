@@ -67,7 +67,7 @@ def find_counterfactual(
     >>> def first(sets):
     ...     return ["Big" if {0, 1} <= set(removed) else "Aliens" for removed in sets]
     >>> find_counterfactual(first, "Aliens", np.array([0.0, 0.1, 0.0]), budget=10)
-    Counterfactual(removed=[0, 1], title='Big', proven=True, tried=5)
+    Counterfactual(removed=[0, 1], title='Big', proven=True, tried=5, among=None)
     ```
     """
     count = len(attributions)

@@ -35,7 +35,7 @@ class Curves(NamedTuple):
         curves (`list[Curve]`):
             One a model.
         random (`str`):
-            SVG path of what a random order would give; "" where the page does not say.
+            SVG path of what a random order would give.
         texts (`list[str]`):
             Of each model, where its curve begins and ends, in words.
     """
@@ -60,8 +60,12 @@ def cutoff_curves(evaluation: "Evaluation", models: Sequence[Model]) -> list[Cur
     for model in models:
         values = ranking_metrics(*pad_candidates(evaluation.scores[model.key], rows.labels), cutoffs)
         estimates.append(bootstrap_means({name: values[name] for name in wanted}, rows.users, settings["seed"]))
-    chance = [float(np.minimum(k / sizes, 1).mean()) for k in cutoffs]
-    return [_curves("hit_rate", cutoffs, estimates, chance), _curves("ndcg", cutoffs, estimates, [])]
+    # Ties count with their expectation, so all equal is a random order
+    chance = ranking_metrics(*pad_candidates([np.zeros(size) for size in sizes], rows.labels), cutoffs)
+    return [
+        _curves(name, cutoffs, estimates, [float(chance[f"{name}@{k}"].mean()) for k in cutoffs])
+        for name in ("hit_rate", "ndcg")
+    ]
 
 
 def curve_cutoffs(last: int, also: Iterable[int] = ()) -> list[int]:
@@ -79,7 +83,7 @@ def _curves(
     x = cutoff_axis(cutoffs[-1])
     y = estimates_axis([each for of_model in estimates for each in of_model], extra=[0.0, *chance], ticks=5)
     drawn = [curve(model, cutoffs, of_model, x, y) for model, of_model in enumerate(estimates)]
-    random = path((x.place(k), y.place(share)) for k, share in zip(cutoffs, chance, strict=True)) if chance else ""
+    random = path((x.place(k), y.place(share)) for k, share in zip(cutoffs, chance, strict=True))
     texts = [f"{number(each[0].value)} at 1 to {number(each[-1].value)} at {cutoffs[-1]:,}" for each in estimates]
     return Curves(metric_label(metric), cutoffs, estimates, x, y, drawn, random, texts)
 

@@ -73,7 +73,7 @@ def _render(evaluation: "Evaluation", explanations: Mapping[int, "Explanation"])
             models=models,
             facts=_facts(evaluation),
             settings=_flatten({name: value for name, value in evaluation.settings.items() if name != "position_bias"}),
-            leading=tables.leading_metric(rows),
+            leading=tables.leading_metric(rows, evaluation),
             blocks=tables.blocks(rows),
             differences=tables.differences(evaluation, models, rows),
             curves=figures.cutoff_curves(evaluation, models),

@@ -65,9 +65,13 @@ def _is_same(row: MetricRow, metric: str, estimates: list["Estimate | None"]) ->
     return (same_cutoff or family(row.metric) == family(metric)) and row.estimates == estimates
 
 
-def leading_metric(rows: Sequence[MetricRow]) -> MetricRow:
-    """The metric that the page begins with: NDCG at the largest cutoff up to 10, or else the first that there is."""
-    ranked = [row for row in rows if "NDCG" in " ".join([row.label, *row.also]) and _cutoff(row.metric) <= 10]
+def leading_metric(rows: Sequence[MetricRow], evaluation: "Evaluation") -> MetricRow:
+    """
+    The metric that the page begins with: NDCG at the largest cutoff up to 10 that leaves out some candidates, or else the
+    first that there is.
+    """
+    largest = min(10, max(map(len, evaluation.rows.candidates)) - 1)
+    ranked = [row for row in rows if "NDCG" in " ".join([row.label, *row.also]) and _cutoff(row.metric) <= largest]
     return ranked[-1] if ranked else rows[0]
 
 
@@ -146,7 +150,7 @@ def differences(evaluation: "Evaluation", models: Sequence[Model], rows: Sequenc
             [found[row.metric].difference for row in compared if is_quality(row.metric)], extra=[0.0]
         )
         lines = {row.metric: _difference(row, found[row.metric], axis, at) for row in compared}
-        leading = lines[leading_metric(compared).metric]
+        leading = lines[leading_metric(compared, evaluation).metric]
         made.append(Differences(model, axis, axis.place(0), list(lines.values()), leading))
     return made
 
@@ -191,7 +195,7 @@ def groups(evaluation: "Evaluation", models: Sequence[Model], rows: Sequence[Met
         shown = [row for row in rows if row.metric in measured]
         tables = {row.metric: _group_table(row, by_label, models) for row in shown}
         if tables:
-            first = tables.pop(leading_metric(shown).metric)
+            first = tables.pop(leading_metric(shown, evaluation).metric)
             made.append(Groups(column, first, list(tables.values())))
     return made
 
