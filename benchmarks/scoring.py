@@ -155,7 +155,7 @@ def now(device: str) -> float:
 
 
 def run_child(variant: str, candidates: int, options: argparse.Namespace) -> dict:
-    quick = candidates <= MOST_FORWARDS and variant != "forwards"
+    quick = variant == "generate" or (candidates <= MOST_FORWARDS and variant != "forwards")
     command = [sys.executable, __file__, "--variant", variant, "--candidates", str(candidates)]
     command += ["--repeats", str(options.repeats if quick else 1)]
     for name in ("model", "titles", "prompt", "device", "dtype"):

@@ -46,6 +46,7 @@ def test_the_wheel_runs_the_demo_in_a_clean_environment(wheel, tmp_path):
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_step_runs(tmp_path):
     command = [
         sys.executable,

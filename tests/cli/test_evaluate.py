@@ -153,6 +153,13 @@ def test_a_prompt_that_cannot_be_written_again_is_not_explained(argv, capsys):
     assert Path("out/report.html").read_text().count("<h3>Why <bdi>") == 6 - int(told[1])
 
 
+def test_an_answer_that_names_no_item_cannot_be_explained(argv, refused, monkeypatch):
+    monkeypatch.setattr(Scorer, "score", None)
+    prepare(Path("films"), prompt="rank_list")
+    told = refused(argv("--explain", "--dataset_split", "validation", rows="films"))
+    assert "`explain`: an answer of the form RankList names no single item" in told
+
+
 def test_why_needs_captum(argv, refused, monkeypatch):
     prepare(Path("films"))
     monkeypatch.setattr("trl_dmpo.cli.explanations.find_spec", lambda name: None)

@@ -89,6 +89,7 @@ class TestTraining:
         assert f"Model saved to {tmp_path / 'out'}" in done.stdout
         assert_trained(tmp_path / "out", options()["model_name_or_path"])
 
+    @pytest.mark.slow
     def test_through_accelerate_with_a_configuration_file(self, options, tmp_path):
         config = tmp_path / "train.yaml"
         config.write_text(yaml.safe_dump(options() | {"num_processes": 1, "cpu": True, "mixed_precision": "no"}))

@@ -196,11 +196,12 @@ class TestEarlier:
             read_earlier(tmp_path, evaluation.rows)
 
 
-class TestScoring:
-    @pytest.fixture(scope="class")
-    def scorer(self, model_path, tokenizer):
-        return Scorer(AutoModelForCausalLM.from_pretrained(model_path()), tokenizer)
+@pytest.fixture(scope="module")
+def scorer(model_path, tokenizer):
+    return Scorer(AutoModelForCausalLM.from_pretrained(model_path()), tokenizer)
 
+
+class TestScoring:
     def test_each_row(self, scorer):
         rows = load_ranking_rows(preference_rows(5, [2, 3]))
         done = []

@@ -18,9 +18,10 @@ from trl_dmpo.data.prompts import NextItem, Template
 from trl_dmpo.ranking.explain import Counterfactual, Explanation, Named, Sentence, explain
 from trl_dmpo.ranking.explain.attribution import attribute
 from trl_dmpo.ranking.explain.counterfactual import find_counterfactual
+from trl_dmpo.ranking.explain.explanation import _of_all
 from trl_dmpo.ranking.explain.grounding import check_grounding
 from trl_dmpo.ranking.generation import generate_answers
-from trl_dmpo.ranking.recommender import Recommender
+from trl_dmpo.ranking.recommender import Recommendations, Recommender
 
 
 FORM = Template(prompt="Seen: {history}. Next:", separator="; ")
@@ -249,6 +250,13 @@ def test_what_would_come_first_is_of_the_whole_catalogue(make_recommender, monke
     assert explain(make_recommender(like), ["Alien", "Jaws"]).counterfactual == Counterfactual(None, None, True, 3, 2)
     change = make_recommender(lambda seen, title: like(seen, title) - 2 * (title == "Aliens" and "Alien" not in seen))
     assert explain(change, ["Alien", "Jaws"]).counterfactual == Counterfactual([0], "Babe", True, 2, 2)
+
+
+def test_noise_that_brings_the_first_one_back_is_no_change():
+    found = Counterfactual([0], "Heat", True, 1, 2)
+    alien, babe = (Recommendations([1], [title], [0.0]) for title in ("Alien", "Babe"))
+    assert _of_all(found, alien, alien) == found
+    assert _of_all(found, alien, babe).title == "Babe"
 
 
 def test_what_is_removed_is_not_recommended(make_recommender):

@@ -24,8 +24,7 @@ from trl_dmpo.ranking.mentions import find_mentions, longest_mentions
         # No spaces between words, so no borders of words
         ("東京物語を見た", ["東京物語", "物語"], ["東京物語", "物語"], ["東京物語"]),
         ("ฉันดูหนังแฟนฉันเมื่อวาน", ["แฟนฉัน"], ["แฟนฉัน"], ["แฟนฉัน"]),
-        # Korean has spaces
-        ("기생충 and 기생충들", ["기생충"], ["기생충"], ["기생충"]),
+        ("기생충을 보셨으니", ["기생충"], ["기생충"], ["기생충"]),
         ("aaa a aa", ["a", "aa", "aaa"], ["aaa", "a", "aa"], ["aaa", "a", "aa"]),
         ("...And! Who? (x)", ["...And!", "Who?", "(x)", ""], ["...And!", "Who?", "(x)"], ["...And!", "Who?", "(x)"]),
     ],

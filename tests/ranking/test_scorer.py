@@ -118,6 +118,21 @@ def test_adapters(adapter, model_path, tokenizer, caplog):
     assert ("virtual tokens in front" in caplog.text) == (adapter == "prompt_tuning")
 
 
+def test_an_adapter_that_transformers_has_put_in(model_path, tokenizer):
+    model = load(model_path())
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    found = Scorer(model.eval(), tokenizer).score(PROMPTS, CANDIDATES)
+    assert_same(found, plain_scores(model, tokenizer, PROMPTS, [CANDIDATES] * 3))
+
+
+def test_the_window_is_less_by_the_virtual_tokens(model_path, tokenizer):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(load(model_path()), config).eval()
+    with pytest.raises(ValueError, match="the model's window is 509"):
+        Scorer(model, tokenizer).score(["Next" * 300], CANDIDATES)
+
+
 def test_chats(model_path, tokenizer):
     model = load(model_path())
     prompts = [

@@ -28,7 +28,13 @@ def check_explainable(rows: "RankingRows", arguments: "EvaluateArguments") -> No
         raise ValueError(
             f"`explain` is for a dataset made by `trl-dmpo prepare`, and {rows.name} does not say which items are in a history."
         )
-    read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]
+    options = read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]
+    form = options["prompt"]
+    if form.answer(options["catalogue"].row(0, named=True)) is None:
+        raise ValueError(
+            f"`explain`: an answer of the form {type(form).__name__} names no single item, so there is none to explain. Use data "
+            "prepared with a form such as 'next_item'."
+        )
 
 
 def explain_examples(
@@ -75,5 +81,8 @@ def _candidates(recommender: "Recommender", rows: "RankingRows", row: int) -> li
 
 def _asks_the_same(recommender: "Recommender", rows: "RankingRows", row: int) -> bool:
     """Whether what would be explained is the ranking of this row."""
-    candidates = [_candidates(recommender, rows, row)]
+    try:
+        candidates = [_candidates(recommender, rows, row)]
+    except ValueError:  # the prompt does not list its candidates as they are
+        return False
     return recommender.prompts([rows.columns["history_ids"][row]], candidates)[0] == rows.prompts[row]

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from .generation import check_lengths, in_batches, pad_left, plain_generation
+from .token_budget import TokenBudget
 from .tokens import Encoded
 
 
@@ -119,6 +120,7 @@ def beam_search(
     excluded: Sequence[Sequence[int]],
     num_beams: int,
     normalize: str = "sum",
+    budget: TokenBudget | None = None,
 ) -> list[list[int]]:
     """
     Likely completions of each prompt, by the beam search of transformers, held to the tokens of the completions given
@@ -138,6 +140,8 @@ def beam_search(
             How many beginnings are followed at a time, at least two.
         normalize (`str`, *optional*, defaults to `"sum"`):
             What is likely: by the `"sum"` of log-probabilities, or by their `"mean"` over tokens.
+        budget ([`~trl_dmpo.ranking.token_budget.TokenBudget`], *optional*):
+            How many tokens there may be at a time. By default what the memory holds.
 
     Returns:
         `list[list[int]]`: for each prompt, the places of up to `num_beams` completions, the likeliest first.
@@ -163,7 +167,7 @@ def beam_search(
     # Where nothing is left, there is nothing to search
     some = [row for row, tree in enumerate(trees) if len(set(excluded[row])) < len(tree.sequences)]
     with plain_generation(model):
-        in_batches(model, some, lambda row: num_beams * (len(prompts[row]) + depth), search)
+        in_batches(model, some, lambda row: num_beams * (len(prompts[row]) + depth), search, budget=budget)
     return found
 
 

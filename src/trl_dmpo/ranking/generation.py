@@ -147,6 +147,7 @@ def in_batches(
     size: Callable[[int], int],
     work: Callable[[list[int]], None],
     progress: Callable[[int], None] | None = None,
+    budget: TokenBudget | None = None,
 ) -> None:
     """
     Do some work for all rows, for as many at a time as the memory holds, and for fewer after it did not suffice.
@@ -162,8 +163,10 @@ def in_batches(
             What is done for some rows.
         progress (`Callable[[int], None]`, *optional*):
             Called with the number of rows done since the last call.
+        budget ([`~trl_dmpo.ranking.token_budget.TokenBudget`], *optional*):
+            How many tokens there may be at a time. By default what the memory holds.
     """
-    budget = TokenBudget(model)
+    budget = budget or TokenBudget(model)
     # The largest first: if the memory does not suffice, that shows at once
     left = sorted(rows, key=size, reverse=True)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
-# How the names of characters begin of which words are written without spaces between them
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+# How the names of characters begin of which words are written without spaces between them, or with particles at their ends
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL")
 
 
 class Mention(NamedTuple):
@@ -33,7 +33,7 @@ def find_mentions(text: str, titles: Sequence[str]) -> list[Mention]:
 
     A title is found as it is written, and as a whole: "Heat" is not in "Heather". It is in "Red Heat", so of mentions that
     overlap, take the longest where only one can be meant. Chinese, Japanese, Thai, Lao, Khmer and Burmese put no space
-    between words, and have no such borders.
+    between words, nor Korean between a word and its particles, and have no such borders.
 
     Args:
         text (`str`):

@@ -16,13 +16,14 @@ from .generation import check_lengths, tokenize_prompt
 from .models import load_model
 from .recommender_files import load_options, read_prepared, save_recommender
 from .scorer import Scorer
+from .token_budget import TokenBudget
 from .tokens import Completions
 
 
 # Places of items in the catalogue
 Places: TypeAlias = Sequence[int] | np.ndarray
 # For so many users at a time a beam search holds what they may get
-_USERS_AT_A_TIME = 64
+_USERS_AT_A_TIME = 16
 # What errors call the prompt of a user
 HISTORY_NAMES = "histories[{}]".format
 
@@ -223,7 +224,7 @@ class Recommender:
         Raises:
             `FileExistsError`: something else is there.
             `ValueError`: the form is not one of `trl_dmpo.data.prompts.PROMPTS`, or the model is an adapter of a base model
-            that was not loaded from anywhere.
+            that was not loaded from anywhere, or its active adapter is not named `"default"`.
         """
         save_recommender(self, Path(folder).expanduser())
 
@@ -265,7 +266,8 @@ class Recommender:
 
         Raises:
             `FileNotFoundError`: the folder is not there or holds no such dataset.
-            `ValueError`: it has two catalogues, its prompts cannot be written again, or its answers do not name an item.
+            `ValueError`: it has two catalogues, its prompts cannot be written again or were shortened to `max_prompt_tokens`,
+            or its answers do not name an item.
         """
         return cls(model, tokenizer, **read_prepared(Path(dataset).expanduser()), normalize=normalize)
 
@@ -298,10 +300,13 @@ class Recommender:
     ) -> list[Recommendations]:
         completions = Completions(self._distinct, self.scorer.tokenizer)
         self._check_lengths(prompts, completions)
-        results = []
+        budget = TokenBudget(self.scorer.model)
+        results: list[Recommendations] = []
         for start in range(0, len(prompts), _USERS_AT_A_TIME):
             users = slice(start, start + _USERS_AT_A_TIME)
-            results += self._beam_of_some(prompts[users], excluded[users], k, num_beams, completions)
+            places = self._search(prompts[users], excluded[users], num_beams, completions, budget)
+            scores = self._score(prompts[users], places, start)
+            results += [self._best(*each, k) for each in zip(places, scores, strict=True)]
             progress(len(results) - start)
         return results
 
@@ -311,27 +316,29 @@ class Recommender:
         longest = max(map(len, completions.behind(prompts[0]).completions)) if prompts else 0
         check_lengths(self.scorer.model, ids, longest, HISTORY_NAMES)
 
-    def _beam_of_some(
-        self, prompts: list, excluded: list, k: int, num_beams: int, completions: Completions
-    ) -> list[Recommendations]:
+    def _search(
+        self, prompts: list, excluded: list, num_beams: int, completions: Completions, budget: TokenBudget
+    ) -> list[np.ndarray]:
+        """Where the items are that a beam search finds for each user."""
         kept = [np.delete(np.arange(len(self._answer_of)), left_out) for left_out in excluded]
         # An answer is excluded where all items that it names are
         numbers = np.arange(len(self._distinct))
         without = [np.setdiff1d(numbers, self._answer_of[places]).tolist() for places in kept]
         encoded = [completions.behind(prompt) for prompt in prompts]
-        found = beam_search(self.scorer.model, encoded, without, num_beams, self.normalize)
-        places = [left[np.isin(self._answer_of[left], numbers)] for left, numbers in zip(kept, found, strict=True)]
-        return [self._best(*each, k) for each in zip(places, self._score(prompts, places), strict=True)]
+        found = beam_search(self.scorer.model, encoded, without, num_beams, self.normalize, budget)
+        return [left[np.isin(self._answer_of[left], numbers)] for left, numbers in zip(kept, found, strict=True)]
 
-    def _score(self, prompts: list, places: Sequence[Places]) -> list[np.ndarray]:
-        """Scores of the items at some places for each prompt, none if there are none."""
+    def _score(self, prompts: list, places: Sequence[Places], first: int = 0) -> list[np.ndarray]:
+        """Scores of the items at some places for each prompt, none if there are none. `first` is the number of the first user."""
         distinct = [np.unique(self._answer_of[np.asarray(each, dtype=int)], return_inverse=True) for each in places]
         some = [user for user, each in enumerate(places) if len(each)]
         # Users of the same answers get the same list, which is then tokenized once
         lists = {numbers.tobytes(): [self._distinct[number] for number in numbers] for numbers, _ in distinct}
         answers = [lists[distinct[user][0].tobytes()] for user in some]
         asked = [prompts[user] for user in some]
-        scores = self.scorer.score(asked, answers, self.normalize, names=lambda number: HISTORY_NAMES(some[number]))
+        scores = self.scorer.score(
+            asked, answers, self.normalize, names=lambda number: HISTORY_NAMES(first + some[number])
+        )
         found = [np.empty(0, dtype=np.float32) for _ in places]
         for user, each in zip(some, scores, strict=True):
             found[user] = each.numpy()[distinct[user][1]]

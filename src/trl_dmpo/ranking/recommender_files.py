@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
+from peft import PeftModel
 
 from trl_dmpo import __version__
 
@@ -36,20 +37,21 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
         "max_history": recommender.max_history,
         "trl_dmpo_version": __version__,
     }
-    adapters = getattr(model, "peft_config", {})
-    if adapters and list(adapters) != ["default"]:
+    is_peft = isinstance(model, PeftModel)
+    if is_peft and model.active_adapters != ["default"]:
         raise ValueError(
-            f"the model has adapters of the names {', '.join(adapters)}, but only a single one, of the name default, is loaded from "
-            "a folder. Load the one to save alone, or merge it with `merge_and_unload`."
+            f"the active adapter is {', '.join(model.active_adapters)}, but only one of the name default is loaded from a folder. "
+            "Load it under that name, or merge it with `merge_and_unload`."
         )
-    for config in adapters.values():
+    for config in getattr(model, "peft_config", {}).values():
         if not config.base_model_name_or_path:
             raise ValueError(
                 "the adapter's base model was not loaded from anywhere, so the adapter alone could not be loaded again. "
                 "Save the base model and load it from there, or merge the two with `merge_and_unload`."
             )
     with written_aside(folder, RECOMMENDER, overwrite=True) as aside:
-        model.save_pretrained(aside)
+        # Of DMPO that went on from an adapter, the reference is another one
+        model.save_pretrained(aside, **({"selected_adapters": ["default"]} if is_peft else {}))
         _find_base_from_anywhere(aside)
         recommender.scorer.tokenizer.save_pretrained(aside)
         recommender.catalogue.write_parquet(aside / CATALOGUE)

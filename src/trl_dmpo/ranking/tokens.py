@@ -48,9 +48,9 @@ def window_of(model: Any) -> int | None:
         `int` or `None`: its positions, less those of the virtual tokens of an adapter; `None` if it has no limit.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None or not getattr(model, "peft_config", None):
-        return positions
-    return positions - (getattr(model.active_peft_config, "num_virtual_tokens", None) or 0)
+    if positions is None:
+        return None
+    return positions - (getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0)
 
 
 class Completions:

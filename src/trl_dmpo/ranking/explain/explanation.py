@@ -164,8 +164,8 @@ def explain(
         found = find_counterfactual(rank.first_without(best.ids, progress), best.titles[0], attributions, budget)
         if candidates is None and len(best.ids) < rank.left():
             found = found._replace(among=len(best.ids))
-        if found.removed is not None:
-            found = found._replace(title=rank.best(found.removed).titles[0])
+            if found.removed is not None:
+                found = _of_all(found, best, rank.best(found.removed))
     titles = [each["title"] for each in catalogue.read(rank.shown, [])]
     names = [catalogue.titles[place] for place in (first, second)]
     return Explanation(
@@ -182,6 +182,12 @@ def explain(
         counterfactual=found,
         sentence=write_sentence(recommender, titles, names[0], catalogue.titles) if sentence else None,
     )
+
+
+def _of_all(found: Counterfactual, best: "Recommendations", changed: "Recommendations") -> Counterfactual:
+    """What comes first in the whole catalogue, which may be no item of the shortlist. Where two are as good as equal, noise may
+    bring the first one back, which is no change."""
+    return found if changed.titles[0] == best.titles[0] else found._replace(title=changed.titles[0])
 
 
 class _Ranking:

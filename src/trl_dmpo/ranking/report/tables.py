@@ -67,12 +67,13 @@ def _is_same(row: MetricRow, metric: str, estimates: list["Estimate | None"]) ->
 
 def leading_metric(rows: Sequence[MetricRow], evaluation: "Evaluation") -> MetricRow:
     """
-    The metric that the page begins with: NDCG at the largest cutoff up to 10 that leaves out some candidates, or else the
-    first that there is.
+    The metric that the page begins with: NDCG at the largest cutoff up to 10 that leaves out some candidates, or else at the
+    largest up to 10, or else the first that there is.
     """
-    largest = min(10, max(map(len, evaluation.rows.candidates)) - 1)
-    ranked = [row for row in rows if "NDCG" in " ".join([row.label, *row.also]) and _cutoff(row.metric) <= largest]
-    return ranked[-1] if ranked else rows[0]
+    most = max(map(len, evaluation.rows.candidates)) - 1
+    ranked = [row for row in rows if "NDCG" in " ".join([row.label, *row.also]) and _cutoff(row.metric) <= 10]
+    telling = [row for row in ranked if _cutoff(row.metric) <= most]
+    return (telling or ranked or rows[:1])[-1]
 
 
 class Panel(NamedTuple):
