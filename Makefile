@@ -16,7 +16,7 @@ test: $(VENV)/.test ## all tests that take seconds, on all cores
 	$(VENV)/bin/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel, a real model where there is one
-	$(VENV)/bin/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -m slow
 
 test-lowest: $(LOWEST)/.test ## the tests against the lowest supported versions
 	TRITON_INTERPRET=1 $(LOWEST)/bin/python -m pytest -n auto -m "not slow"
