@@ -39,6 +39,7 @@ def assert_complete(done: subprocess.CompletedProcess, folder) -> dict:
     return results
 
 
+@pytest.mark.slow
 @not_interpreted
 def test_a_small_demo_twice_with_the_same_seed(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
