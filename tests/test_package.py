@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_demo import SMALL
 from tests.conftest import ROOT
 
 
@@ -41,7 +42,7 @@ def test_the_wheel_runs_the_demo_in_a_clean_environment(wheel, tmp_path):
     pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
     run(*pip, "torch", env=environment)
     run(*pip, wheel, env=environment)
-    done = run(tmp_path / "venv/bin/trl-dmpo", "demo", cwd=tmp_path, env=environment)
+    done = run(tmp_path / "venv/bin/trl-dmpo", "demo", *SMALL, cwd=tmp_path, env=environment)
     for words in ("random", "SFT", "DMPO", "hit rate@1", "NDCG@10", "MRR"):
         assert words in done.stdout
 
