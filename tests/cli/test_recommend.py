@@ -75,7 +75,6 @@ def test_options_reach_the_recommender(given, options, recommender, capsys):
 
 
 def test_why(recommender, capsys):
-    pytest.importorskip("captum")
     made, folder = recommender
     assert main(["recommend", "--recommender", folder, "--history", "Alien", "Big", "--k", "2", "--explain"]) == 0
     printed = capsys.readouterr().out

@@ -198,7 +198,7 @@ def crowd():
     return asking(make_log(taken(*rows), items, "crowd"), np.arange(ASKING) * 6)
 
 
-def check_pairs(drawn, weights):
+def assert_pairs(drawn, weights):
     """That pairs of titles come as often as if drawn one by one in proportion to their weights."""
     counts = Counter("".join(pair) for pair in drawn)
     total = sum(weights.values())
@@ -228,7 +228,7 @@ def titles_of(drawn, targets):
 )
 def test_weights(crowd, monkeypatch, rounds, sampler, weights):
     monkeypatch.setattr(drawing, "_ROUNDS", rounds)
-    check_pairs(titles_of(draw(sampler, crowd, 2), crowd), weights)
+    assert_pairs(titles_of(draw(sampler, crowd, 2), crowd), weights)
 
 
 @pytest.mark.parametrize("sampler", [Disliked(), Nearest(np.ones((9, 2)), top=4)])
@@ -236,7 +236,7 @@ def test_lists_are_drawn_from_all_alike(crowd, sampler):
     # With all embeddings equal the first four titles are the nearest: of items 2, 3, 4 and 5
     last = "z" if isinstance(sampler, Disliked) else "y"
     crowd = replace(crowd, in_training=np.zeros(ASKING, bool), trained=np.zeros(len(crowd.trained), bool))
-    check_pairs(titles_of(draw(sampler, crowd, 2), crowd), dict.fromkeys("vwx" + last, 1))
+    assert_pairs(titles_of(draw(sampler, crowd, 2), crowd), dict.fromkeys("vwx" + last, 1))
 
 
 def test_popularity_is_that_of_training():

@@ -245,7 +245,7 @@ def test_first_order_scores_as_without_orders(model_path, tokenizer):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not SHARED.exists(), reason="no real data")
+@pytest.mark.skipif(not SHARED.exists(), reason="the published data files are absent")
 def test_published_rows_list_their_candidates():
     from trl_dmpo.ranking.rows import load_ranking_rows
 

@@ -9,6 +9,7 @@ from trl_dmpo.cli.errors import one_line_errors, unwound_by_sigterm
 
 from .explanations import check_explainable, explain_examples
 from .measure import Measured, bias_columns, measure, tell_bias
+from .model_options import ModelOptions
 
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ModelOptions):
     """
     What `trl-dmpo evaluate` evaluates, on which rows, and how.
 
@@ -64,16 +65,8 @@ class EvaluateArguments:
             For a prepared dataset: whether to say in the report why the first of the models ranks as it does.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sample, the intervals and tests, and the orders.
-        model_revision (`str`, *optional*):
-            Branch, tag or commit of the models on the Hub.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: as saved.
-        attn_implementation (`str`, *optional*):
-            Which attention to use.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run code that comes with a model.
-        device (`str`, *optional*):
-            Where to compute: `"cuda"`, `"cuda:1"`, `"cpu"`. By default on the accelerator that there is.
+
+    How models are loaded is said by [`ModelOptions`].
     """
 
     model_name_or_path: list[str] = field(
@@ -158,24 +151,6 @@ class EvaluateArguments:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sample, the intervals and tests, and the orders."})
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the models on the Hub."}
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Under which type to load the models; 'auto' as they were saved.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Which attention to use, such as 'sdpa'."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether to run code that comes with a model from the Hub."}
-    )
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Where to compute: 'cuda', 'cuda:1', 'cpu'. By default an accelerator, if any."},
-    )
 
     def __post_init__(self):
         for name in ("model_name_or_path", "cutoffs", "group_by"):  # one of a list, in a configuration file

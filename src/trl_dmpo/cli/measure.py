@@ -66,14 +66,7 @@ def load(name: str, label: str, arguments: "EvaluateArguments", console: "Consol
     from trl_dmpo.ranking.models import load_model
 
     with console.status(Text(f"Loading {label}")):
-        return load_model(
-            name,
-            revision=arguments.model_revision,
-            dtype=arguments.dtype,
-            attn_implementation=arguments.attn_implementation,
-            trust_remote_code=arguments.trust_remote_code,
-            device=arguments.device,
-        )
+        return load_model(name, revision=arguments.model_revision, **arguments.loading())
 
 
 def _score(

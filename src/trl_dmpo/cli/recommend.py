@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_dmpo.cli.errors import one_line_errors, unwound_by_sigterm
+from trl_dmpo.cli.model_options import ModelOptions
 from trl_dmpo.cli.progress import progress_bar
 from trl_dmpo.cli.users import check_output, read_users, write_recommendations
 
@@ -23,7 +24,7 @@ _SETS_TRIED = 100
 
 
 @dataclass
-class RecommendArguments:
+class RecommendArguments(ModelOptions):
     """
     What `trl-dmpo recommend` recommends, to whom, and how.
 
@@ -54,8 +55,8 @@ class RecommendArguments:
             How wide that search is.
         explain (`bool`, *optional*, defaults to `False`):
             For `history`: whether to say why the first item is recommended.
-        model_revision, dtype, attn_implementation, trust_remote_code, device (*optional*):
-            How to load the model, as of `trl-dmpo evaluate`.
+
+    How models are loaded is said by [`ModelOptions`].
     """
 
     recommender: str | None = field(
@@ -104,24 +105,6 @@ class RecommendArguments:
     )
     explain: bool = field(
         default=False, metadata={"help": "For `--history`: whether to say why the first item is recommended."}
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Under which type to load the model; 'auto' as it was saved.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Which attention to use, such as 'sdpa'."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether to run code that comes with a model from the Hub."}
-    )
-    device: str | None = field(
-        default=None,
-        metadata={"help": "Where to compute: 'cuda', 'cuda:1', 'cpu'. By default an accelerator, if any."},
     )
 
     def __post_init__(self):
@@ -225,17 +208,18 @@ def _make_recommender(arguments: RecommendArguments, console: "Console") -> "Rec
     from trl_dmpo.ranking.recommender import Recommender
     from trl_dmpo.ranking.recommender_files import RECOMMENDER, read_prepared
 
-    how = {name: getattr(arguments, name) for name in ("dtype", "attn_implementation", "trust_remote_code", "device")}
     if arguments.recommender:
         with console.status(Text(f"Loading {arguments.recommender}")):
-            return Recommender.from_pretrained(arguments.recommender, **how)
+            return Recommender.from_pretrained(arguments.recommender, **arguments.loading())
     folder = Path(arguments.save_recommender).expanduser() if arguments.save_recommender else None
     if folder is not None:
         check_folder(folder, RECOMMENDER._replace(option="save_recommender"), overwrite=True)
     name: str = arguments.model_name_or_path  # type: ignore[assignment]
     with console.status(Text(f"Loading {name}")):
         options = read_prepared(Path(arguments.dataset_name).expanduser())  # type: ignore[arg-type]
-        recommender = Recommender(*load_model(name, revision=arguments.model_revision, **how), **options)
+        recommender = Recommender(
+            *load_model(name, revision=arguments.model_revision, **arguments.loading()), **options
+        )
         if folder is not None:
             recommender.save_pretrained(folder)
     if folder is not None:
