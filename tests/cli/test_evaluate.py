@@ -88,6 +88,14 @@ def test_two_models(argv, model_path, tokenizer, capsys):
     assert sorted(os.listdir("out")) == ["per_user.parquet", "report.html", "results.json"]
 
 
+def test_models_are_loaded_as_the_options_say(argv, model_path):
+    assert (
+        main(argv("--max_rows", "2", "--dtype", "bfloat16", "--attn_implementation", "eager", "--device", "cpu")) == 0
+    )
+    loaded = read()[0]["settings"]["models"][model_path()]
+    assert [loaded[name] for name in ("dtype", "attn_implementation", "device")] == ["bfloat16", "eager", "cpu"]
+
+
 def test_compared_to_an_earlier_run(argv, model_path, refused, capsys):
     assert main(argv("--max_rows", "3")) == 0
     assert "A random sample of 3 rows (seed 0), in their order." in capsys.readouterr().out
