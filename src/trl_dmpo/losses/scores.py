@@ -2,10 +2,31 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+
+class Answers(NamedTuple):
+    """
+    All completions of N prompts in one list each, the chosen ones first, for losses that do not compare pairs.
+
+    Args:
+        logratios (`torch.Tensor`):
+            r(x, y) = log π_θ(y|x) - log π_ref(y|x), of shape (N, A). Finite and without meaning where `mask` is `False`.
+        mask (`torch.Tensor`):
+            Which completions there are, bool of shape (N, A).
+        chosen (`torch.Tensor`):
+            Which of them are chosen, bool of shape (N, A), at least one in each row.
+        relevance (`torch.Tensor`):
+            How good each of them is, of shape (N, A): the column `relevance`, or 1 for the chosen and 0 for the others.
+    """
+
+    logratios: torch.Tensor
+    mask: torch.Tensor
+    chosen: torch.Tensor
+    relevance: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -14,7 +35,8 @@ class Scores:
     Log-probabilities of the completions of a batch of B prompts with up to K rejected completions each.
 
     All tensors are floating point and in nats, but for the lengths (tokens) and the mask. Where a prompt has fewer than
-    K rejected completions, `rejected_mask` is `False` and the values of `rejected_*` are finite and without meaning.
+    K rejected completions, `rejected_mask` is `False` and the values of `rejected_*` are finite and without meaning. A
+    prompt with several chosen completions has a row for each of them, and `answers` has all of them in one.
 
     Args:
         chosen_logps (`torch.Tensor`):
@@ -31,11 +53,18 @@ class Scores:
         rejected_lengths (`torch.Tensor`):
             Number of tokens of each rejected completion, of shape (B, K).
         rejected_mask (`torch.Tensor`):
-            Which rejected completions there are, bool of shape (B, K), at least one in each row.
+            Which rejected completions count, bool of shape (B, K), at least one in each row: those that there are and
+            that `negative_selection` has selected.
         chosen_nll (`torch.Tensor`):
             Mean of -log π_θ over the tokens of all chosen completions, a scalar.
         weights (`torch.Tensor`, *optional*):
             Weight of each pair under `use_weighting`, of shape (B, K), detached.
+        beta_factors (`torch.Tensor`, *optional*):
+            β_i / β of each pair under `dynamic_beta`, of shape (B, K), detached. [`margins`] are multiplied with it.
+        relevance (`torch.Tensor`, *optional*):
+            Relevance of the chosen and the rejected completions, of shape (B, 1 + K).
+        several (`Answers`, *optional*):
+            Where a prompt of the batch has several chosen completions: all completions of its N prompts.
 
     Example:
 
@@ -67,6 +96,20 @@ class Scores:
     rejected_mask: torch.Tensor
     chosen_nll: torch.Tensor
     weights: torch.Tensor | None = None
+    beta_factors: torch.Tensor | None = None
+    relevance: torch.Tensor | None = None
+    several: Answers | None = None
+
+    @property
+    def answers(self) -> Answers:
+        """All completions of each prompt in one list, the chosen first. Not defined under `ld_alpha`."""
+        if self.several is not None:
+            return self.several
+        logratios = torch.cat([self.chosen_logratios, self.rejected_logratios], dim=1)
+        mask = F.pad(self.rejected_mask, (1, 0), value=True)
+        chosen = torch.zeros_like(mask)
+        chosen[:, 0] = True
+        return Answers(logratios, mask, chosen, chosen.to(logratios) if self.relevance is None else self.relevance)
 
     @property
     def chosen_logratios(self) -> torch.Tensor:
@@ -105,13 +148,14 @@ def margins(scores: Scores, config: Any) -> torch.Tensor:
 
     Returns:
         `torch.Tensor` of shape (B, K): f'(u_w) - f'(u_i), with u the ratio of policy to reference. For the reverse KL
-        divergence of DPO, r(x, y_w) - r(x, y_i).
+        divergence of DPO, r(x, y_w) - r(x, y_i). Under `dynamic_beta`, times β_i / β.
     """
-    return _divergence(scores.chosen_logratios, config) - _divergence(scores.rejected_logratios, config)
+    chosen, rejected = divergence_scores(scores, config)
+    return chosen - rejected if scores.beta_factors is None else (chosen - rejected) * scores.beta_factors
 
 
 def divergence_scores(scores: Scores, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two terms of [`margins`]: f'(u_w) of shape (B, 1) or (B, K), and f'(u_i) of shape (B, K)."""
+    """The two terms of [`margins`], without the factors of `dynamic_beta`: f'(u_w) of shape (B, 1) or (B, K), and f'(u_i) of shape (B, K)."""
     return _divergence(scores.chosen_logratios, config), _divergence(scores.rejected_logratios, config)
 
 
