@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dmpo.data.schema import as_list, find_problem
+from trl_dmpo.data.schema import as_list, find_problem, find_relevance_problem
 
 
 def message(text, role="assistant"):
@@ -28,6 +28,9 @@ CHAT = {
         {"chosen": "Next: Aliens", "rejected": ["Next: Heat"]},
         {**GOOD, "user_id": None, "extra": [1, 2]},
         {**CHAT, "chosen": [{"role": "assistant", "content": None, "tool_calls": [{"name": "play"}]}]},
+        {**GOOD, "chosen": [" Aliens"]},
+        {**GOOD, "chosen": [" Aliens", " Alien"]},
+        {**CHAT, "chosen": [[message("Aliens")], [message("Alien")]]},
     ],
 )
 def test_good_rows(row):
@@ -42,7 +45,18 @@ def test_good_rows(row):
         ({"rejected": [" Heat", None]}, "no value", "rejected", "entry 1 is None"),
         ({"rejected": {" Heat"}}, "wrong type", "rejected", "expected a list of completions, got set"),
         ({"rejected": [3]}, "wrong type", "rejected", "entry 0 is 3; expected a string, or a list of messages"),
-        ({"chosen": ["Aliens"]}, "wrong type", "chosen", "the completion is ['Aliens']"),
+        ({"chosen": [4]}, "wrong type", "chosen", "the completion is [4]; expected a string"),
+        ({"chosen": []}, "no chosen", "chosen", "give at least one chosen completion"),
+        ({"chosen": [" Aliens", None]}, "no value", "chosen", "entry 1 is None"),
+        ({"chosen": [" Aliens", " "]}, "blank completion", "chosen", "entry 1 is blank"),
+        ({"chosen": [" Alien"] * 2}, "repeated chosen", "chosen", "entries 0 and 1 are both ' Alien'"),
+        ({"chosen": [" Alien", " Big"]}, "chosen among rejected", "rejected", "entry 1 is the chosen completion ' Big'"),
+        (
+            {"chosen": [" Alien", [message("Aliens")]]},
+            "text and messages mixed",
+            "chosen",
+            "entry 1 is messages, but `chosen` is text",
+        ),
         ({"rejected": []}, "no rejected", "rejected", "give at least one"),
         ({"rejected": [" Heat", "\n\t "]}, "blank completion", "rejected", "entry 1 is blank"),
         (
@@ -70,6 +84,28 @@ def test_problems(change, reason, column, detail):
     problem = find_problem({**GOOD, **change})
     assert (problem.reason, problem.column) == (reason, column)
     assert detail in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("relevance", "detail"),
+    [
+        (None, "the loss needs it"),
+        ([1, 0], "it has 2 entries for 1 chosen and 2 rejected completions"),
+        ([1, 0, float("nan")], "expected a list of finite numbers"),
+        ([1, 0, None], "expected a list of finite numbers"),
+        ("1, 0, 0", "expected a list of finite numbers"),
+    ],
+)
+def test_problems_of_relevance(relevance, detail):
+    problem = find_relevance_problem({**GOOD, "relevance": relevance}, required=True)
+    assert problem.column == "relevance"
+    assert detail in problem.detail
+
+
+def test_good_relevance():
+    assert find_relevance_problem(GOOD) is None
+    assert find_relevance_problem({**GOOD, "relevance": [2, 1.5, -1]}) is None
+    assert find_relevance_problem({**GOOD, "chosen": [" Aliens", " Jaws"], "relevance": [2, 1, 0, 0]}) is None
 
 
 def test_problems_of_conversations():

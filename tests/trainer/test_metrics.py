@@ -3,7 +3,8 @@ import math
 import torch
 from accelerate import Accelerator
 
-from trl_dmpo.trainer.metrics import MeanMetrics, ranking_metrics
+from trl_dmpo.losses import Scores
+from trl_dmpo.trainer.metrics import MeanMetrics, preference_metrics, ranking_metrics
 
 
 def test_ranking_by_hand():
@@ -15,6 +16,35 @@ def test_ranking_by_hand():
     assert metrics["ranking/hit_rate@2"].tolist() == [1, 1, 0, 1]
     torch.testing.assert_close(metrics["ranking/ndcg@2"], torch.tensor([1, 1 / math.log2(3), 0, 1]))
     torch.testing.assert_close(metrics["ranking/mrr"], torch.tensor([1, 1 / 2, 1 / 3, 1]))
+    torch.testing.assert_close(metrics["negatives/violations"], torch.tensor([0, 1 / 2, 1, 0]))
+
+
+def test_preferences_by_hand():
+    """r_w = 1 against r = (0, -60, nothing), and r_w = -2 against r = (3,); beta = 0.5."""
+    scores = Scores(
+        chosen_logps=torch.tensor([-4.0, -9.0]),
+        rejected_logps=torch.tensor([[-6.0, -67.0, 9.0], [-4.0, 99.0, 99.0]]),
+        ref_chosen_logps=torch.tensor([-5.0, -7.0]),
+        ref_rejected_logps=torch.tensor([[-6.0, -7.0, -9.0], [-7.0, 0.0, 0.0]]),
+        chosen_lengths=torch.tensor([2, 2]),
+        rejected_lengths=torch.tensor([[2, 3, 0], [2, 0, 0]]),
+        rejected_mask=torch.tensor([[True, True, False], [True, False, False]]),
+        chosen_nll=torch.tensor(2.0),
+    )
+    expected = {
+        "rewards/chosen": [0.5, -1.0],
+        "rewards/rejected": [-15.0, 1.5],
+        "rewards/accuracies": [1.0, 0.0],
+        "rewards/margins": [15.5, -2.5],
+        "rewards/hardest_margin": [0.5, -2.5],
+        "logps/chosen": [-4.0, -9.0],
+        "logps/rejected": [-36.5, -4.0],
+        "logps/chosen_change": [1.0, -2.0],
+        # The sigmoid of -0.5 and of 2.5 is above 1%, that of -30.5 is not
+        "negatives/active": [0.5, 1.0],
+    }
+    metrics = preference_metrics(scores, beta=0.5)
+    assert {name: values.tolist() for name, values in metrics.items()} == expected
 
 
 def test_means_of_sums_and_counts():

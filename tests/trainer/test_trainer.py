@@ -547,8 +547,9 @@ class TestRuns:
         assert trainer.state.log_history[0].keys() == {
             *("loss", "grad_norm", "learning_rate", "epoch", "step"),
             *("entropy", "num_tokens", "mean_token_accuracy"),
-            *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")),
+            *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins", "hardest_margin")),
             *(f"{kind}/{side}" for kind in ("logps", "logits") for side in ("chosen", "rejected")),
+            *("logps/chosen_change", "negatives/active", "negatives/violations"),
             *(f"ranking/{name}" for name in ("hit_rate@1", "hit_rate@2", "ndcg@1", "ndcg@2", "mrr")),
         }
 

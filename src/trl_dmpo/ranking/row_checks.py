@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.formats.records import Unusable
-from ..data.schema import as_list, find_problem, is_message_list
+from ..data.schema import as_list, find_problem, is_message_list, is_several
 
 
 def convert_row(row: Any) -> dict[str, Any]:
@@ -31,6 +31,10 @@ def convert_row(row: Any) -> dict[str, Any]:
     listed = row.get("candidates") is not None or row.get("chosen") is None
     if not listed and (problem := find_problem({"rejected": None, **row})):
         raise Unusable(*problem)
+    if not listed and is_several(row["chosen"]):
+        raise Unusable(
+            "several chosen", "chosen", "one chosen answer is ranked among the rejected; make a row of each of them"
+        )
     candidates = _candidates(row) if listed else [row["chosen"], *as_list(row["rejected"])]
     label = _label(row, candidates) if listed else 0
     chosen, rejected = candidates[label], candidates[:label] + candidates[label + 1 :]

@@ -1,6 +1,8 @@
 """From tokenized rows to a batch in one of the two layouts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,14 @@ from .layout import Candidate, repeated_layout, shared_layout
 @dataclass
 class DataCollatorForMultiPreference(DataCollatorMixin):
     """
-    Data collator for prompts with one chosen and several rejected completions.
+    Data collator for prompts with one or several chosen and several rejected completions.
 
-    This collator expects each example to be a dictionary with the keys `"prompt_ids"`, `"chosen_ids"` and
-    `"rejected_ids"`, a list of K lists of ids, where K may differ from example to example. With B examples, C = 1 + the
-    largest K, L tokens in the longest completion and T in the longest row, it returns int64 tensors:
-    - `"completion_lengths"` (B, C): tokens of each completion, the chosen one first; 0 where there is none.
+    This collator expects each example to be a dictionary with the keys `"prompt_ids"`, `"chosen_ids"`, the ids of the
+    chosen completion or a list of P lists of ids, and `"rejected_ids"`, a list of K lists of ids, where P and K may differ
+    from example to example. With B examples, C = the largest P + the largest K, L tokens in the longest completion and T in
+    the longest row, it returns int64 tensors:
+    - `"completion_lengths"` (B, C): tokens of each completion, the chosen ones first; 0 where there is none.
+    - `"chosen_lengths"` (B, P): those of the chosen ones.
     - `"completion_positions"` (B, C, L): where each of these tokens is predicted, an index into the flattened
         `"targets"`; -1 where there is none.
     - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, else one row for each completion, all
@@ -30,7 +34,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     - `"row_index"` (B,): the row's place in the dataset, if the examples have it.
 
     Optionally, the examples can contain `"ref_chosen_logps"` and `"ref_rejected_logps"`, in which case the returned
-    dictionary contains them as tensors of shapes (B,), or (B, K) under `ld_alpha`, and (B, K).
+    dictionary contains them as tensors of shapes (B,), or (B, P) where chosen completions are lists, or (B, K) under
+    `ld_alpha`, and (B, K). They can contain `"relevance"`, a number for each of the chosen and then of the rejected
+    completions, or `None`, which stands for 1 and 0; the returned one is a float32 tensor of shape (B, C).
 
     Args:
         pad_token_id (`int`):
@@ -94,19 +100,24 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         drawn = [self._draw(example) for example in examples]
-        batch = self.lay_out(
-            [self._candidates(example, indices) for example, indices in zip(examples, drawn, strict=True)]
-        )
+        chosen = [_as_lists(example["chosen_ids"]) for example in examples]
+        most = max(map(len, chosen))
+        batch = self.lay_out(list(map(self._candidates, examples, chosen, drawn, [most] * len(examples))))
+        batch["chosen_lengths"] = batch["completion_lengths"][:, :most]
+        if any(example.get("relevance") is not None for example in examples):
+            batch["relevance"] = _stack(list(map(_relevance, examples, chosen, drawn, [most] * len(examples))))
         if "row_index" in examples[0]:
             batch["row_index"] = torch.tensor([example["row_index"] for example in examples])
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in examples[0]:
+                by_chosen = name == "ref_chosen_logps" and isinstance(examples[0]["chosen_ids"][0], list)
+                kept = [range(most)] * len(examples) if by_chosen else drawn
                 batch[name] = _stack(
-                    [_take(example[name], kept) for example, kept in zip(examples, drawn, strict=True)]
+                    [_take(example[name], each) for example, each in zip(examples, kept, strict=True)]
                 )
         return batch
 
-    def lay_out(self, rows: list[list[Candidate]]) -> dict[str, Any]:
+    def lay_out(self, rows: list[list[Candidate | None]]) -> dict[str, Any]:
         """Tensors of the candidates of each prompt, in the layout that `prefix_sharing` says."""
         layout = shared_layout if self.prefix_sharing else repeated_layout
         return layout(rows, self.pad_token_id, self.pad_to_multiple_of)
@@ -119,9 +130,14 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         generator = np.random.default_rng([self.seed, max(int(self.epoch), 0), example["row_index"]])
         return sorted(generator.choice(count, self.num_negatives, replace=False).tolist())
 
-    def _candidates(self, example: dict[str, Any], drawn: list[int]) -> list[Candidate]:
-        prompt, rejected = example["prompt_ids"], example["rejected_ids"]
-        return [self._truncate(prompt, ids) for ids in (example["chosen_ids"], *(rejected[index] for index in drawn))]
+    def _candidates(
+        self, example: dict[str, Any], chosen: list[list[int]], drawn: list[int], most: int
+    ) -> list[Candidate | None]:
+        """The chosen completions in the first `most` places, then the rejected ones that are drawn."""
+        prompt, rejected = example["prompt_ids"], [example["rejected_ids"][index] for index in drawn]
+        empty = [None] * (most - len(chosen))
+        truncate = partial(self._truncate, prompt)
+        return [*map(truncate, chosen), *empty, *map(truncate, rejected)]
 
     def _truncate(self, prompt: list[int], completion: list[int]) -> Candidate:
         excess = 0 if self.max_length is None else max(len(prompt) + len(completion) - self.max_length, 0)
@@ -137,8 +153,20 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         return Candidate(prompt, completion[:-excess])
 
 
-def _take(values: float | list[float], kept: list[int]) -> torch.Tensor:
-    """Of the values of all rejected completions of a row, those of the ones kept; a single value as it is."""
+def _as_lists(chosen_ids: list[int] | list[list[int]]) -> list[list[int]]:
+    return chosen_ids if isinstance(chosen_ids[0], list) else [chosen_ids]  # type: ignore[list-item, return-value]
+
+
+def _relevance(example: dict[str, Any], chosen: list[list[int]], drawn: list[int], most: int) -> torch.Tensor:
+    """Relevance of the chosen completions in the first `most` places, then of the rejected ones that are drawn."""
+    count = len(chosen)
+    relevance = example.get("relevance") or [1.0] * count + [0.0] * len(example["rejected_ids"])
+    spread = [*relevance[:count], *[0.0] * (most - count), *(relevance[count + index] for index in drawn)]
+    return torch.tensor(spread, dtype=torch.float32)
+
+
+def _take(values: float | list[float], kept: Sequence[int]) -> torch.Tensor:
+    """Of the values of all completions of a row, those of the ones kept; a single value as it is."""
     return torch.tensor([values[index] for index in kept] if isinstance(values, list) else values)
 
 

@@ -1,11 +1,17 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from trl import DPOConfig
 
-from ..losses import F_DIVERGENCE_LOSSES, LOSSES
+from ..losses import (
+    DYNAMIC_BETA_LOSSES,
+    F_DIVERGENCE_LOSSES,
+    LOSSES,
+    PAIRLESS_LOSSES,
+    REFERENCE_FREE_LOSSES,
+)
 
 
 @dataclass
@@ -18,8 +24,8 @@ class DMPOConfig(DPOConfig):
 
     Parameters:
         loss_type (`list[str]`, *optional*, defaults to `["dmpo"]`):
-            Type of loss to use: `'dmpo'`, `'sdpo'`, or one of TRL's, which is then the mean over the K pairs of the
-            chosen completion and a rejected one: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`,
+            Type of loss to use: `'dmpo'`, `'sdpo'`, `'infonca'`, `'nca'`, `'plackett_luce'`, `'lipo'`, `'mult_dpo'`, or one
+            of TRL's, which is then the mean over the K pairs of the chosen completion and a rejected one: `'sigmoid'`, `'hinge'`, `'ipo'`, `'exo_pair'`, `'nca_pair'`,
             `'robust'`, `'bco_pair'`, `'sppo_hard'`, `'aot'`, `'aot_unpaired'`, `'apo_zero'`, `'apo_down'`,
             `'discopop'`, `'sigmoid_norm'`; `'sft'` counts the chosen completion once. Several are combined with the
             weights in `loss_weights`. In Python, a function of [`Scores`] and this configuration, defined in a module, may
@@ -32,6 +38,25 @@ class DMPOConfig(DPOConfig):
             Number of rejected completions to draw from those of a row each time the row is trained on, without
             replacement and reproducibly under `seed`. Rows with fewer keep all. If `None`, all are used. Evaluation
             always uses all.
+        negative_selection (`str`, *optional*, defaults to `"all"`):
+            Which of the rejected completions of a row count in a step: `"all"`; `"hardest"`, the `num_hard_negatives` that
+            the policy finds most likely; or `"boundary"`, those that the policy ranks at or above the chosen completion and,
+            where there are none, the top cluster of three
+            ([DynamicPO](https://huggingface.co/papers/2605.00327)). Logged metrics are over all.
+        num_hard_negatives (`int`, *optional*):
+            Number of rejected completions that count under `negative_selection="hardest"`.
+        dynamic_beta (`bool`, *optional*, defaults to `False`):
+            Whether to scale `beta` for each selected rejected completion by DynamicPO's dual margin, to between half and
+            one and a half of it. Needs a `negative_selection` and losses of margins.
+        dynamic_beta_margin (`float`, *optional*, defaults to `2.0`):
+            Margin m of `dynamic_beta`, in nats. The code released with the paper has 6.0.
+        reference_free (`bool`, *optional*, defaults to `False`):
+            Whether to use log π_θ in the place of log π_θ/π_ref. No reference model is loaded or run.
+        nca_alpha (`float`, *optional*, defaults to `1e-3`):
+            Temperature α of relevance in the losses `'infonca'` and `'nca'`. The default is that of the code released with
+            [NCA](https://huggingface.co/papers/2402.05369) and makes any difference in relevance all or nothing.
+        plackett_luce_places (`int`, *optional*):
+            How many places of the ranking, from the top, the loss `'plackett_luce'` takes into account. If `None`, all.
         on_invalid_row (`str`, *optional*, defaults to `"raise"`):
             What to do with a row that cannot be trained on: `"raise"` an error that names it, or `"drop"` it and log how
             many were dropped for which reason.
@@ -56,7 +81,7 @@ class DMPOConfig(DPOConfig):
     loss_type: list[str] = field(
         default_factory=lambda: ["dmpo"],
         metadata={
-            "help": "Type of loss to use: 'dmpo', 'sdpo', or one of TRL's ('sigmoid', 'hinge', 'ipo', 'exo_pair', "
+            "help": "Type of loss to use: 'dmpo', 'sdpo', 'infonca', 'nca', 'plackett_luce', 'lipo', 'mult_dpo', or one of TRL's ('sigmoid', 'hinge', 'ipo', 'exo_pair', "
             "'nca_pair', 'robust', 'bco_pair', 'sppo_hard', 'aot', 'aot_unpaired', 'apo_zero', 'apo_down', 'discopop', "
             "'sigmoid_norm'), which is then the mean over the K pairs; 'sft' counts the chosen completion once. Several "
             "are combined with the weights in `loss_weights`."
@@ -77,6 +102,47 @@ class DMPOConfig(DPOConfig):
             "default, all are used."
         },
     )
+    negative_selection: str = field(
+        default="all",
+        metadata={
+            "help": "Which of the rejected completions of a row count in a step: 'all', the 'hardest' "
+            "`num_hard_negatives`, or those at the 'boundary', which the policy ranks at or above the chosen completion.",
+            "choices": ["all", "hardest", "boundary"],
+        },
+    )
+    num_hard_negatives: int | None = field(
+        default=None,
+        metadata={"help": "Number of rejected completions that count under `negative_selection='hardest'`."},
+    )
+    dynamic_beta: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to scale `beta` for each selected rejected completion by DynamicPO's dual margin. Needs a "
+            "`negative_selection` and losses of margins."
+        },
+    )
+    dynamic_beta_margin: float = field(
+        default=2.0,
+        metadata={"help": "Margin of `dynamic_beta`, in nats."},
+    )
+    reference_free: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to use the policy's log-probabilities in the place of their ratios to the reference's. No "
+            "reference model is loaded or run."
+        },
+    )
+    nca_alpha: float = field(
+        default=1e-3,
+        metadata={"help": "Temperature of relevance in the losses 'infonca' and 'nca'."},
+    )
+    plackett_luce_places: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many places of the ranking, from the top, the loss 'plackett_luce' takes into account. By default, "
+            "all."
+        },
+    )
     on_invalid_row: str = field(
         default="raise",
         metadata={
@@ -94,6 +160,15 @@ class DMPOConfig(DPOConfig):
             self.loss_type = [self.loss_type]  # type: ignore[list-item]
         self._check_loss_type()
         self._check_prefix_sharing()
+        self._check_selection()
+        self._check_reference_free()
+        if self.nca_alpha <= 0:
+            raise ValueError(f"`nca_alpha` must be above 0, got {self.nca_alpha}.")
+        if self.plackett_luce_places is not None and self.plackett_luce_places < 1:
+            raise ValueError(
+                f"`plackett_luce_places` must be at least 1, got {self.plackett_luce_places}. Leave it out to take the whole "
+                "ranking into account."
+            )
         if self.num_negatives is not None and self.num_negatives < 1:
             raise ValueError(
                 f"`num_negatives` must be at least 1, got {self.num_negatives}. Leave it out to use every rejected "
@@ -113,13 +188,68 @@ class DMPOConfig(DPOConfig):
                 _check_importable(name)
             elif name not in LOSSES:
                 raise ValueError(_unknown_loss(name))
-        named = {name for name in self.loss_type if not callable(name)}
+        named = self._named_losses()
+        for option, is_set in (("ld_alpha", self.ld_alpha is not None), ("use_weighting", self.use_weighting)):
+            if is_set and named & PAIRLESS_LOSSES:
+                raise ValueError(
+                    f"`{option}` is about pairs of a chosen and a rejected completion, which "
+                    f"{_listed(named & PAIRLESS_LOSSES)} does not compare. Leave it out, or use another loss."
+                )
         if self.f_divergence_type != "reverse_kl" and not named <= F_DIVERGENCE_LOSSES:
             raise ValueError(
                 f"`f_divergence_type={self.f_divergence_type!r}` needs losses that are functions of reward margins: "
-                f"{', '.join(sorted(F_DIVERGENCE_LOSSES))}. Got {', '.join(sorted(named - F_DIVERGENCE_LOSSES))}; use "
+                f"{_listed(F_DIVERGENCE_LOSSES)}. Got {_listed(named - F_DIVERGENCE_LOSSES)}; use "
                 "`f_divergence_type='reverse_kl'` with it."
             )
+
+    def _named_losses(self) -> set[str]:
+        return {name for name in self.loss_type if isinstance(name, str)}
+
+    def _check_selection(self) -> None:
+        selection, count = self.negative_selection, self.num_hard_negatives
+        if selection not in ("all", "hardest", "boundary"):
+            raise ValueError(f"`negative_selection` must be 'all', 'hardest' or 'boundary', got {selection!r}.")
+        if (selection == "hardest") != (count is not None):
+            raise ValueError(
+                "`negative_selection='hardest'` and `num_hard_negatives` go together: set both, such as 'hardest' and 4, or "
+                f"neither; got {selection!r} and {count}."
+            )
+        if count is not None and count < 1:
+            raise ValueError(f"`num_hard_negatives` must be at least 1, got {count}.")
+        if count is not None and self.num_negatives is not None and count > self.num_negatives:
+            raise ValueError(
+                f"`num_hard_negatives={count}` asks for more than the `num_negatives={self.num_negatives}` that are drawn."
+            )
+        if not self.dynamic_beta:
+            return
+        if selection == "all":
+            raise ValueError(
+                "`dynamic_beta` compares the rejected completions that are selected with the others: set "
+                "`negative_selection` to 'boundary', as DynamicPO does, or to 'hardest'."
+            )
+        if unfit := self._named_losses() - DYNAMIC_BETA_LOSSES:
+            raise ValueError(
+                f"`dynamic_beta` needs losses that are functions of reward margins: {_listed(DYNAMIC_BETA_LOSSES)}. Got "
+                f"{_listed(unfit)}."
+            )
+
+    def _check_reference_free(self) -> None:
+        if not self.reference_free:
+            return
+        if unfit := self._named_losses() - REFERENCE_FREE_LOSSES:
+            raise ValueError(
+                f"`reference_free` makes no sense with {_listed(unfit)}, which asks how each reward or their distribution "
+                f"stands to the reference. Use one of: {_listed(REFERENCE_FREE_LOSSES)}."
+            )
+        for option, is_set in (
+            ("precompute_ref_log_probs", self.precompute_ref_log_probs),
+            ("sync_ref_model", self.sync_ref_model),
+            (f"f_divergence_type={self.f_divergence_type!r}", self.f_divergence_type != "reverse_kl"),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"`{option}` is about a reference, and `reference_free=True` has none. Leave one out."
+                )
 
     def _check_prefix_sharing(self) -> None:
         values: dict[str, Literal["auto", True, False]] = {"auto": "auto", "true": True, "false": False}
@@ -133,10 +263,14 @@ class DMPOConfig(DPOConfig):
         return {**super().to_dict(), "loss_type": [loss_name(loss) for loss in self.loss_type]}
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 def _unknown_loss(name: Any) -> str:
     close = get_close_matches(str(name), LOSSES, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"Unknown `loss_type` {name!r}. {hint}It is one of: {', '.join(sorted(LOSSES))}."
+    return f"Unknown `loss_type` {name!r}. {hint}It is one of: {_listed(LOSSES)}."
 
 
 def _check_importable(loss: Callable) -> None:

@@ -29,12 +29,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from ..losses import LOSSES, Scores
+from ..losses import GRADED_LOSSES, LIST_LOSSES, LOSSES, Answers, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
+from ..losses.selection import select_negatives
 from .collator import DataCollatorForMultiPreference
 from .dmpo_config import DMPOConfig, loss_name
 from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
-from .metrics import MeanMetrics, ranking_metrics
+from .metrics import MeanMetrics, preference_metrics, ranking_metrics
+from .pairs import any_per_prompt, per_prompt, split_chosen
+from .row_checks import Needs
 from .scoring import forward
 from .sharing import measure_sharing, sharing_obstacle
 from .tokenization import prepare_dataset
@@ -68,7 +71,8 @@ class DMPOTrainer(DPOTrainer):
     The method was introduced in [Finetuning Large Language Model for Personalized
     Ranking](https://huggingface.co/papers/2405.16127). This class is a drop-in replacement for [`~trl.DPOTrainer`]: with
     one rejected completion and `loss_type="sigmoid"` it trains the same model and logs the same values, but for
-    `num_tokens`, which counts a shared prompt once, and the metrics `ranking/*`, which are new.
+    `num_tokens`, which counts a shared prompt once, and for new metrics: `ranking/*`, `negatives/*`,
+    `rewards/hardest_margin` and `logps/chosen_change`.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -81,8 +85,9 @@ class DMPOTrainer(DPOTrainer):
             Function to form a batch from a list of examples: a [`DataCollatorForMultiPreference`], which is the default, or
             one derived from it. `prefix_sharing`, `num_negatives` and `seed` of `args` have the last word.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Dataset to use for training. Its rows have a `"chosen"` completion, a list of `"rejected"` ones, whose length
-            may differ from row to row, and, unless implicit, a `"prompt"`; each text or a list of messages.
+            Dataset to use for training. Its rows have a `"chosen"` completion, or a list of them, a list of `"rejected"`
+            ones, whose length may differ from row to row, and, unless implicit, a `"prompt"`; each text or a list of
+            messages. For losses that use it, `"relevance"` has a number for each completion, the chosen first.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`~datasets.DatasetDict`], [`~datasets.IterableDatasetDict`] or `dict[str, Dataset | IterableDataset]`, *optional*):
             Dataset to use for evaluation. It must meet the same requirements as `train_dataset`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
@@ -120,6 +125,8 @@ class DMPOTrainer(DPOTrainer):
     """
 
     data_collator: Any
+    # What a callback has put in the place of the rejected completions of the training rows
+    rejected_pools: Any = None
     _train_collator: Any = None  # until TRL has made its own
     _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
@@ -168,10 +175,16 @@ class DMPOTrainer(DPOTrainer):
 
         self._sharing_is_exact: bool | None = None  # not measured yet
         self._measured: set[int] = set()  # the policy and, if there is one, the reference model
-        self._pool_size: int | None = None
+        self._pool_size: tuple[int, int] | None = None
+        self._needs = Needs.of(args)
         # TRL checks its own losses in `__init__` and does not know ours; to it, they pass for the loss of DPO
         loss_type = args.loss_type
         args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
+        if args.reference_free:
+            if ref_model is not None:
+                raise ValueError("`reference_free=True` has no use for a `ref_model`. Leave one of them out.")
+            # TRL loads no reference model where it believes that its log-probabilities come with the rows
+            args.precompute_ref_log_probs = True
         try:
             super().__init__(
                 model=model,
@@ -189,6 +202,8 @@ class DMPOTrainer(DPOTrainer):
             )
         finally:
             args.loss_type = loss_type
+            if args.reference_free:
+                args.precompute_ref_log_probs = self.precompute_ref_logps = False
         self.loss_types = loss_type
         self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in loss_type]
         self._adopt_collator()
@@ -246,22 +261,15 @@ class DMPOTrainer(DPOTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         _check_dataset(dataset, dataset_name)
-        keeps_start = args.max_length is not None and args.truncation_mode == "keep_start"
         with global_then_local_main_first():
             return prepare_dataset(
-                dataset,
-                dataset_name,
-                processing_class,
-                eos_token=self._tokenizer.eos_token,
-                max_prompt_length=args.max_length - 1 if keeps_start else None,
-                on_invalid_row=args.on_invalid_row,
-                num_proc=args.dataset_num_proc,
+                dataset, dataset_name, processing_class, self._tokenizer.eos_token, args, self._needs
             )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if "row_index" not in self._signature_columns:
-            self._signature_columns.append("row_index")
+        columns = ["row_index"] if GRADED_LOSSES.isdisjoint(self._needs.losses) else ["row_index", "relevance"]
+        self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def get_train_dataloader(self):
         collator, self.data_collator = self.data_collator, self._train_collator
@@ -271,6 +279,8 @@ class DMPOTrainer(DPOTrainer):
             self.data_collator = collator
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if self.args.reference_free:
+            return dataset
         if isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # says that it cannot
         self._adopt_collator()
@@ -278,8 +288,10 @@ class DMPOTrainer(DPOTrainer):
         # TRL reuses a cached file by the hash of the model: it must not be one of other settings
         settings = (collator.max_length, collator.truncation_mode, self.ld_alpha)
         self._precompute_model_hash = Hasher.hash((model_hash, settings))
-        # TRL concatenates the values of all batches: pad every row to the same number of rejected completions
-        self._pool_size = max(map(len, dataset.select_columns("rejected_ids")["rejected_ids"]))
+        # TRL concatenates the values of all batches: pad every row to the same numbers of completions
+        chosen, rejected = (dataset.select_columns(name)[name] for name in ("chosen_ids", "rejected_ids"))
+        has_lists = isinstance(chosen[0][0], list)
+        self._pool_size = (max(map(len, chosen)) if has_lists else 0, max(map(len, rejected)))
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
@@ -299,7 +311,7 @@ class DMPOTrainer(DPOTrainer):
         repeated = self._lay_out(unpack(inputs), False)
         return {key: inputs[key] for key in inputs if key not in LAYOUT_KEYS} | repeated
 
-    def _lay_out(self, rows: list[list[Candidate]], prefix_sharing: bool) -> dict[str, Any]:
+    def _lay_out(self, rows: list[list[Candidate | None]], prefix_sharing: bool) -> dict[str, Any]:
         return self._prepare_inputs(replace(self.data_collator, prefix_sharing=prefix_sharing).lay_out(rows))
 
     def _measure_sharing(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
@@ -334,16 +346,19 @@ class DMPOTrainer(DPOTrainer):
         """Log-probabilities of the tokens of each completion, of shape (B, C, L)."""
         return gather_completions(self._forward(model, inputs).log_probs, inputs)
 
-    def _completion_logps(self, token_logps: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _completion_logps(
+        self, token_logps: torch.Tensor, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Log-probabilities of the chosen, (B,), and the rejected completions, (B, K).
+        Log-probabilities of the chosen, (B,), or (B, P) if there are several, and the rejected completions, (B, K).
 
         Under `ld_alpha` those of the chosen are (B, K): beyond the length that both completions of a pair have, tokens
         count only α ([LD-DPO](https://huggingface.co/papers/2409.06411)).
         """
+        lengths, count = inputs["completion_lengths"], inputs["chosen_lengths"].size(1)
         if self.ld_alpha is None:
-            chosen, rejected = token_logps.sum(-1).split([1, token_logps.size(1) - 1], dim=1)
-            return chosen.squeeze(1), rejected
+            logps = token_logps.sum(-1)
+            return (logps[:, 0] if count == 1 else logps[:, :count]), logps[:, count:]
         both = torch.minimum(lengths[:, :1], lengths[:, 1:]).unsqueeze(-1)
         counts_fully = torch.arange(token_logps.size(2), device=lengths.device) < both
         weights = torch.where(counts_fully, 1.0, self.ld_alpha)
@@ -352,7 +367,10 @@ class DMPOTrainer(DPOTrainer):
     def compute_ref_log_probs(
         self, model: torch.nn.Module, inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes reference log probabilities of the chosen, (B,), and the rejected completions, (B, K), of a batch."""
+        """
+        Computes reference log probabilities of the chosen, (B,), or (B, P) if there are several, and the rejected
+        completions, (B, K), of a batch.
+        """
         adapter = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
             # A new adapter is turned off; of a pretrained one, a copy was kept as "ref"
@@ -360,25 +378,30 @@ class DMPOTrainer(DPOTrainer):
             adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
         inputs = self._decide_layout(model, inputs)
         with self._no_grad(), adapter:
-            token_logps = self._token_logps(model, inputs)
-        if self._pool_size is not None:
-            missing = self._pool_size + 1 - token_logps.size(1)
-            token_logps = F.pad(token_logps, (0, 0, 0, missing))
-            inputs = {"completion_lengths": F.pad(inputs["completion_lengths"], (0, missing))}
-        return self._completion_logps(token_logps, inputs["completion_lengths"])
+            chosen, rejected = self._completion_logps(self._token_logps(model, inputs), inputs)
+        if self._pool_size is None:
+            return chosen, rejected
+        most_chosen, most_rejected = self._pool_size
+        if self.ld_alpha is not None:
+            chosen = F.pad(chosen, (0, most_rejected - chosen.size(1)))
+        elif most_chosen > 0:
+            chosen = chosen.view(len(chosen), -1)
+            chosen = F.pad(chosen, (0, most_chosen - chosen.size(1)))
+        return chosen, F.pad(rejected, (0, most_rejected - rejected.size(1)))
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.rejected_pools is not None:
+            # Laid out anew: batches are collated ahead of the step, by a data loader that knows nothing of a change
+            inputs = self._train_collator(self.rejected_pools.examples(inputs["row_index"].tolist()))
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _compute_loss(self, model, inputs, return_outputs):
         inputs = self._decide_layout(model, inputs)
         # MoE models: request router logits so that the model returns `outputs.aux_loss`
         outputs = self._forward(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
-        if self.precompute_ref_logps:
-            ref_logps = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        else:
-            ref_logps = self.compute_ref_log_probs(
-                self.ref_model if self.ref_model is not None else self.model, inputs
-            )
-        scores, token_logps = self._scores(outputs, inputs, *ref_logps)
-        terms = self._loss_terms(scores)
+        token_logps = gather_completions(outputs.log_probs, inputs)
+        scores = self._scores(token_logps, outputs, inputs, self._reference_logps(inputs))
+        terms = self._loss_terms(self._select_negatives(scores, inputs), inputs)
         loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms, strict=True))
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -387,45 +410,99 @@ class DMPOTrainer(DPOTrainer):
             return loss
         return loss, {"logps": token_logps.sum(-1), "mask": inputs["completion_lengths"] > 0}
 
-    def _loss_terms(self, scores: Scores) -> list[torch.Tensor]:
-        terms = [loss(scores, self.args) for loss in self.losses]
-        prompts = (len(scores.rejected_mask),)
-        for name, term in zip(self.loss_types, terms, strict=True):
-            if term.shape != prompts:
-                raise ValueError(
-                    f"The loss {loss_name(name)!r} returned a tensor of shape {tuple(term.shape)}, expected one value for "
-                    f"each prompt, {prompts}. For a loss of pairs, use `trl_dmpo.losses.over_pairs`."
-                )
-        return terms
+    def _reference_logps(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.args.reference_free:
+            return None
+        if not self.precompute_ref_logps:
+            return self.compute_ref_log_probs(self.ref_model if self.ref_model is not None else self.model, inputs)
+        # They are padded to what the longest row of the dataset has
+        most_chosen, most_rejected = inputs["chosen_lengths"].size(1), self._most_rejected(inputs)
+        chosen, rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"][:, :most_rejected]
+        if chosen.dim() == 2:
+            chosen = chosen[:, : most_rejected if self.ld_alpha is not None else most_chosen]
+            if self.ld_alpha is None and most_chosen == 1:
+                chosen = chosen[:, 0]
+        return chosen, rejected
+
+    def _most_rejected(self, inputs: dict[str, Any]) -> int:
+        return inputs["completion_lengths"].size(1) - inputs["chosen_lengths"].size(1)
 
     def _scores(
-        self, outputs: Any, inputs: dict[str, Any], ref_chosen_logps: torch.Tensor, ref_rejected_logps: torch.Tensor
-    ) -> tuple[Scores, torch.Tensor]:
-        """What the losses see, and the log-probability of each token, (B, C, L)."""
-        token_logps = gather_completions(outputs.log_probs, inputs)
-        lengths = inputs["completion_lengths"]
-        count = lengths.size(1) - 1
+        self,
+        token_logps: torch.Tensor,
+        outputs: Any,
+        inputs: dict[str, Any],
+        ref_logps: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> Scores:
+        """What the losses see, a row for each chosen completion."""
+        lengths, chosen_lengths = inputs["completion_lengths"], inputs["chosen_lengths"]
         scored = (inputs["completion_positions"] >= 0).sum(-1)
+        count = chosen_lengths.size(1)
         weights = None
         if self.use_weighting:
             # Eq (2) of the WPO paper: https://huggingface.co/papers/2406.11827
             aligned = (token_logps - gather_completions(outputs.log_sum_sq_probs, inputs)).detach()
-            weights = (aligned.sum(-1) / scored.clamp(min=1)).exp()
-            weights = weights[:, :1] * weights[:, 1:]
-        chosen_logps, rejected_logps = self._completion_logps(token_logps, lengths)
-        scores = Scores(
-            chosen_logps=chosen_logps,
-            rejected_logps=rejected_logps,
-            # Precomputed references are padded to the longest pool of the dataset
-            ref_chosen_logps=ref_chosen_logps[:, :count] if ref_chosen_logps.dim() == 2 else ref_chosen_logps,
-            ref_rejected_logps=ref_rejected_logps[:, :count],
-            chosen_lengths=lengths[:, 0],
-            rejected_lengths=lengths[:, 1:],
-            rejected_mask=lengths[:, 1:] > 0,
-            chosen_nll=-token_logps[:, 0].sum() / scored[:, 0].sum(),
+            of_chosen, of_rejected = split_chosen((aligned.sum(-1) / scored.clamp(min=1)).exp(), chosen_lengths)
+            weights = of_chosen.unsqueeze(1) * of_rejected
+        logps = self._completion_logps(token_logps, inputs)
+        if ref_logps is None:
+            ref_logps = torch.zeros_like(logps[0]), torch.zeros_like(logps[1])
+        relevance, several = inputs.get("relevance"), None
+        if count > 1:
+            several = self._answers(logps, ref_logps, inputs)
+            logps, ref_logps = (split_chosen(torch.cat(each, dim=1), chosen_lengths) for each in (logps, ref_logps))
+            relevance = None
+        of_chosen, of_rejected = split_chosen(lengths, chosen_lengths)
+        return Scores(
+            chosen_logps=logps[0],
+            rejected_logps=logps[1],
+            ref_chosen_logps=ref_logps[0],
+            ref_rejected_logps=ref_logps[1],
+            chosen_lengths=of_chosen,
+            rejected_lengths=of_rejected,
+            rejected_mask=of_rejected > 0,
+            chosen_nll=-token_logps[:, :count].sum() / scored[:, :count].sum(),
             weights=weights,
+            relevance=relevance,
+            several=several,
         )
-        return scores, token_logps
+
+    def _answers(
+        self,
+        logps: tuple[torch.Tensor, torch.Tensor],
+        ref_logps: tuple[torch.Tensor, torch.Tensor],
+        inputs: dict[str, Any],
+    ) -> Answers:
+        mask = inputs["completion_lengths"] > 0
+        is_chosen = mask.clone()
+        is_chosen[:, inputs["chosen_lengths"].size(1) :] = False
+        logratios = torch.cat(logps, dim=1) - torch.cat(ref_logps, dim=1)
+        relevance = inputs.get("relevance")
+        return Answers(logratios, mask, is_chosen, is_chosen.to(logratios) if relevance is None else relevance)
+
+    def _select_negatives(self, scores: Scores, inputs: dict[str, Any]) -> Scores:
+        selected = select_negatives(scores, self.args)
+        if scores.several is None or self.args.negative_selection == "all":
+            return selected
+        # Where all completions of a prompt are in one list, those count that do for any of the chosen ones
+        kept = any_per_prompt(selected.rejected_mask, inputs["chosen_lengths"])
+        mask = torch.cat([scores.several.mask[:, : -kept.size(1)], kept], dim=1)
+        return replace(selected, several=scores.several._replace(mask=mask))
+
+    def _loss_terms(self, scores: Scores, inputs: dict[str, Any]) -> list[torch.Tensor]:
+        """The losses of the prompts, each of shape (B,)."""
+        terms = []
+        for name, loss in zip(self.loss_types, self.losses, strict=True):
+            term = loss(scores, self.args)
+            by_prompt = name in LIST_LOSSES
+            expected = (len(inputs["chosen_lengths"] if by_prompt else scores.rejected_mask),)
+            if term.shape != expected:
+                raise ValueError(
+                    f"The loss {loss_name(name)!r} returned a tensor of shape {tuple(term.shape)}, expected one value for "
+                    f"each chosen completion, {expected}. For a loss of pairs, use `trl_dmpo.losses.over_pairs`."
+                )
+            terms.append(term if by_prompt else per_prompt(term, inputs["chosen_lengths"]))
+        return terms
 
     def _log_metrics(
         self,
@@ -444,20 +521,23 @@ class DMPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             metrics.add("aux_loss", outputs.aux_loss)
         metrics.add("entropy", gather_completions(outputs.entropy, inputs), tokens)
+        count = inputs["chosen_lengths"].size(1)
         mean_logits = gather_completions(outputs.mean_logits, inputs)
-        metrics.add("logits/chosen", mean_logits[:, 0], tokens[:, 0])
-        metrics.add("logits/rejected", mean_logits[:, 1:], tokens[:, 1:])
-        metrics.add("mean_token_accuracy", gather_completions(outputs.is_top1, inputs)[:, 0], tokens[:, 0])
-        chosen, rejected = self.beta * scores.chosen_logratios, self.beta * scores.rejected_logratios
-        metrics.add("rewards/chosen", scores.mean(chosen))
-        metrics.add("rewards/rejected", scores.mean(rejected))
-        metrics.add("rewards/accuracies", scores.mean((chosen > rejected).float()))
-        metrics.add("rewards/margins", scores.mean(chosen - rejected))
-        metrics.add("logps/chosen", scores.per_prompt(scores.chosen_logps))
-        metrics.add("logps/rejected", scores.mean(scores.rejected_logps))
-        ranking = ranking_metrics(token_logps.sum(-1), inputs["completion_lengths"] > 0, self.args.ranking_k)
-        for name, values in ranking.items():
-            metrics.add(name, values)
+        metrics.add("logits/chosen", mean_logits[:, :count], tokens[:, :count])
+        metrics.add("logits/rejected", mean_logits[:, count:], tokens[:, count:])
+        is_top1 = gather_completions(outputs.is_top1, inputs)
+        metrics.add("mean_token_accuracy", is_top1[:, :count], tokens[:, :count])
+        found = preference_metrics(scores, self.beta)
+        chosen, rejected = split_chosen(token_logps.sum(-1).detach(), inputs["chosen_lengths"])
+        logps, mask = (
+            torch.cat([chosen.unsqueeze(1), rejected], dim=1),
+            F.pad(scores.rejected_mask, (1, 0), value=True),
+        )
+        found |= ranking_metrics(logps, mask, self.args.ranking_k)
+        if self.args.reference_free:
+            del found["logps/chosen_change"]
+        for name, values in found.items():
+            metrics.add(name, per_prompt(values, inputs["chosen_lengths"]))
 
         means = metrics.reduce(self.accelerator)
         if means.pop("finite") < 1:
@@ -479,14 +559,15 @@ class DMPOTrainer(DPOTrainer):
             "reference log-probabilities of the rejected completions": scores.ref_rejected_logps,
             **{f"loss {loss_name(name)!r}": term for name, term in zip(self.loss_types, terms, strict=True)},
         }
-        rows = inputs.get("row_index", torch.arange(len(scores.rejected_mask))).tolist()
+        rows = inputs.get("row_index", torch.arange(len(inputs["chosen_lengths"]))).tolist()
+        of_chosen = [rows[prompt] for prompt in inputs["chosen_lengths"].nonzero()[:, 0].tolist()]
         found = []
         for name, values in parts.items():
-            bad = ~torch.isfinite(values.detach()).reshape(len(rows), -1).all(1)
-            if bad.any():
-                found.append(
-                    f"{name} of rows {[row for row, is_bad in zip(rows, bad.tolist(), strict=True) if is_bad]}"
-                )
+            bad = (~torch.isfinite(values.detach()).reshape(len(values), -1).all(1)).tolist()
+            named = of_chosen if len(bad) == len(of_chosen) else rows
+            if any(bad):
+                bad_rows = dict.fromkeys(row for row, is_bad in zip(named, bad, strict=True) if is_bad)
+                found.append(f"{name} of rows {list(bad_rows)}")
         where = "; ".join(found) or "none of its terms in this process: another process's, or the auxiliary loss"
         return (
             f"The loss at step {self.state.global_step} is {loss.item()}. Not finite: {where}. The rows of the batch are "
@@ -502,7 +583,7 @@ class DMPOTrainer(DPOTrainer):
             return loss, None, None
         logps, mask = outputs["logps"], outputs["mask"]
         labels = torch.zeros_like(mask, dtype=torch.long)
-        labels[:, 0] = 1
+        labels[:, : inputs["chosen_lengths"].size(1)] = 1
         # -100 is what `Trainer` pads with where batches differ in their number of completions
         return loss, logps.masked_fill(~mask, -100), labels.masked_fill(~mask, -100)
 

@@ -7,8 +7,8 @@ the model at `completion_positions`; everything else in the batch is for the mod
 - *shared*: one row of tokens per prompt, a tree of [`Segment`]s. What the completions have in common is computed once.
 - *repeated*: one row of tokens per completion, ordinary causal attention.
 
-N is the number of completions in the batch, B of prompts, C of candidates (the chosen one and the rejected ones) of the
-prompt that has most, L of tokens of the longest completion, R and T of rows and columns of `input_ids`.
+N is the number of completions in the batch, B of prompts, C of places for candidates (the chosen and the rejected ones) of
+a prompt, of which some may be empty, L of tokens of the longest completion, R and T of rows and columns of `input_ids`.
 """
 
 from collections.abc import Sequence
@@ -68,9 +68,10 @@ class Segment(NamedTuple):
     first_target: int = 0
 
 
-def star(candidates: Sequence[Candidate]) -> list[Segment]:
+def star(candidates: Sequence[Candidate | None]) -> list[Segment]:
     """
-    Segments of the candidates of one prompt, in depth-first order: a trunk, then a branch for each candidate.
+    Segments of the candidates of one prompt, in depth-first order: a trunk, then a branch for each candidate that is not
+    `None`.
 
     Candidates whose prompts differ (truncation from the left cuts more of the prompt in front of a longer completion)
     get a trunk for each prompt.
@@ -88,15 +89,15 @@ def star(candidates: Sequence[Candidate]) -> list[Segment]:
     ```
     """
     segments: list[Segment] = []
-    order = sorted(range(len(candidates)), key=lambda index: len(candidates[index].prompt))
-    for prompt, group in groupby(order, key=lambda index: candidates[index].prompt):
+    given = [(index, candidate) for index, candidate in enumerate(candidates) if candidate is not None]
+    given.sort(key=lambda pair: len(pair[1].prompt))
+    for prompt, group in groupby(given, key=lambda pair: pair[1].prompt):
         trunk, head = prompt[:-1], prompt[-1:]
         parent = -1
         if trunk:
             parent = len(segments)
             segments.append(Segment(trunk, -1))
-        for index in group:
-            completion = candidates[index].completion
+        for index, (_, completion) in group:
             unscored = 0 if prompt else 1
             ids = [*head, *completion[:-1]]
             segments.append(Segment(ids, parent, completion[unscored:], index, unscored))
@@ -124,9 +125,11 @@ class _Span(NamedTuple):
     length: int
 
 
-def _completions(rows: Sequence[Sequence[Candidate]], spans: Sequence[_Span], width: int) -> dict[str, torch.Tensor]:
+def _completions(
+    rows: Sequence[Sequence[Candidate | None]], spans: Sequence[_Span], width: int
+) -> dict[str, torch.Tensor]:
     """The part of a batch that losses and metrics read, whatever the layout."""
-    lengths = _padded([[len(candidate.completion) for candidate in row] for row in rows], 0)
+    lengths = _padded([[len(candidate.completion) if candidate else 0 for candidate in row] for row in rows], 0)
     positions = np.full((*lengths.shape, int(lengths.max(initial=0))), -1, dtype=np.int64)
     for prompt, candidate, first, row, start, length in spans:
         positions[prompt, candidate, first : first + length] = np.arange(length) + row * width + start
@@ -134,14 +137,14 @@ def _completions(rows: Sequence[Sequence[Candidate]], spans: Sequence[_Span], wi
 
 
 def shared_layout(
-    rows: Sequence[Sequence[Candidate]], pad_token_id: int, pad_to_multiple_of: int | None = None
+    rows: Sequence[Sequence[Candidate | None]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, torch.Tensor]:
     """
     Lay out the candidates of each prompt as one row of tokens, a tree of segments.
 
     Args:
         rows (`Sequence[Sequence[Candidate]]`):
-            For each prompt, its candidates, the chosen one first.
+            For each prompt, its candidates, the chosen one first; `None` where a place is empty.
         pad_token_id (`int`):
             Token id of the padding. It is never seen and never scored, so it may be any token.
         pad_to_multiple_of (`int`, *optional*):
@@ -149,7 +152,7 @@ def shared_layout(
 
     Returns:
         `dict[str, torch.Tensor]` of int64 tensors:
-        - `completion_lengths` (B, C): tokens of each completion; 0 where a prompt has fewer candidates.
+        - `completion_lengths` (B, C): tokens of each completion; 0 where there is none.
         - `completion_positions` (B, C, L): where each token of a completion is predicted, an index into the flattened
           `targets`; -1 where there is none.
         - `input_ids`, `attention_mask` (1 for a token, 0 for padding), `position_ids` (R, T), with R = B.
@@ -214,7 +217,7 @@ def _flatten(segments: Sequence[Segment]) -> tuple[list[int], list[int], list[in
 
 
 def repeated_layout(
-    rows: Sequence[Sequence[Candidate]], pad_token_id: int, pad_to_multiple_of: int | None = None
+    rows: Sequence[Sequence[Candidate | None]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, torch.Tensor]:
     """
     Lay out every completion as one row of tokens after its prompt, all chosen ones first, as TRL does for pairs.
@@ -222,14 +225,18 @@ def repeated_layout(
     Takes and returns what [`shared_layout`] does, but for: R = N, `targets` (R, T - 1), and neither `position_ids` nor
     `subtree_end`, since attention is causal.
     """
-    order = [(row, 0) for row in range(len(rows))]
-    order += [(row, index) for row, candidates in enumerate(rows) for index in range(1, len(candidates))]
-    ids = [[*rows[row][index].prompt, *rows[row][index].completion] for row, index in order]
+    given = [
+        (row, index, candidate)
+        for row, candidates in enumerate(rows)
+        for index, candidate in enumerate(candidates)
+        if candidate is not None
+    ]
+    given.sort(key=lambda each: each[1] > 0)
+    ids = [[*prompt, *completion] for _, _, (prompt, completion) in given]
     padded = _padded(ids, pad_token_id, pad_to_multiple_of)
     targets = np.full((len(ids), max(padded.shape[1] - 1, 0)), IGNORE_INDEX, dtype=np.int64)
     spans = []
-    for sequence, (row, index) in enumerate(order):
-        prompt, completion = rows[row][index]
+    for sequence, (row, index, (prompt, completion)) in enumerate(given):
         start = max(len(prompt) - 1, 0)
         unscored = 0 if prompt else 1
         length = len(completion) - unscored
@@ -248,7 +255,7 @@ def is_shared(batch: dict[str, Any]) -> bool:
     return "subtree_end" in batch
 
 
-def unpack(batch: dict[str, Any], selection: Sequence[Sequence[int]] | None = None) -> list[list[Candidate]]:
+def unpack(batch: dict[str, Any], selection: Sequence[Sequence[int]] | None = None) -> list[list[Candidate | None]]:
     """
     The candidates that a shared batch was laid out from.
 
@@ -259,16 +266,18 @@ def unpack(batch: dict[str, Any], selection: Sequence[Sequence[int]] | None = No
             For each prompt, which of its candidates; prompts past the end of the list are left out. All by default.
 
     Returns:
-        `list[list[Candidate]]`: per prompt, its candidates.
+        `list[list[Candidate]]`: per prompt, its candidates, `None` where a place is empty.
     """
     names = ("completion_lengths", "completion_positions", "input_ids", "targets", "subtree_end")
     lengths, positions, input_ids, targets, ends = (batch[name].cpu().numpy() for name in names)
     width = input_ids.shape[1]
     if selection is None:
-        selection = [np.flatnonzero(row).tolist() for row in lengths]
+        selection = [range(np.flatnonzero(row)[-1] + 1) for row in lengths]
 
-    def candidate(row: int, index: int) -> Candidate:
+    def candidate(row: int, index: int) -> Candidate | None:
         length = int(lengths[row, index])
+        if length == 0:
+            return None
         where = positions[row, index, :length]
         if where[-1] < 0:  # a single token after an empty prompt: it has no place in the tree, any token stands for it
             return Candidate([], [0])

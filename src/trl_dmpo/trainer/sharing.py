@@ -104,7 +104,7 @@ class Measurement(NamedTuple):
 def measure_sharing(
     batch: dict[str, torch.Tensor],
     score: Callable[[dict[str, Any]], torch.Tensor],
-    lay_out: Callable[[list[list[Candidate]], bool], dict[str, Any]],
+    lay_out: Callable[[list[list[Candidate | None]], bool], dict[str, Any]],
     dtype: torch.dtype,
 ) -> Measurement:
     """
@@ -123,8 +123,9 @@ def measure_sharing(
     Returns:
         [`Measurement`].
     """
-    counts = (batch["completion_lengths"][:2] > 0).sum(1).tolist()
-    rows = unpack(batch, [range(min(count, 4)) for count in counts])  # enough to see a difference, and soon done
+    # Enough to see a difference, and soon done
+    places = [row.nonzero().flatten()[:4].tolist() for row in batch["completion_lengths"][:2]]
+    rows = unpack(batch, places)
     alone = [[candidate] for row in rows for candidate in row]
     repeated_batch = lay_out(alone, False)
     repeated = score(repeated_batch)
@@ -134,7 +135,7 @@ def measure_sharing(
         unshared = score(lay_out(alone, True))
     except REFUSALS as error:
         return refused(error)
-    together = torch.stack([shared[b, c, : tokens.size(2)] for b, row in enumerate(rows) for c in range(len(row))])
+    together = torch.stack([shared[b, c, : tokens.size(2)] for b, row in enumerate(places) for c in row])
     return compare_layouts(together[tokens[:, 0]], unshared[tokens], repeated[tokens], dtype)
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 from trl.data_utils import _tokenize, common_prefix_length, extract_prompt
 
-from ..data.schema import Problem, as_list, find_problem
+from ..data.schema import Problem, as_list, find_problem, is_several
+from .row_checks import Needs, find_loss_problem
 
 
 logger = get_logger(__name__)
@@ -33,13 +34,14 @@ def split_implicit_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "prompt" in row:
         return dict(row)
-    chosen, rejected = row["chosen"], as_list(row["rejected"])
-    pairs = [extract_prompt({"chosen": chosen, "rejected": completion}) for completion in rejected]
+    chosen, rejected = as_list(row["chosen"]), as_list(row["rejected"])
+    first, *others = chosen + rejected
+    pairs = [extract_prompt({"chosen": first, "rejected": completion}) for completion in others]
     length = min(len(pair["prompt"]) for pair in pairs)
     return {
         **row,
-        "prompt": chosen[:length],
-        "chosen": chosen[length:],
+        "prompt": first[:length],
+        "chosen": [each[length:] for each in chosen] if is_several(row["chosen"]) else first[length:],
         "rejected": [completion[length:] for completion in rejected],
     }
 
@@ -62,10 +64,12 @@ def tokenize_row(
             Ends a completion that is text and does not end with it. Chat templates end messages themselves.
 
     Returns:
-        `dict` with `prompt_ids` (`list[int]`), `chosen_ids` (`list[int]`) and `rejected_ids` (`list[list[int]]`).
+        `dict` with `prompt_ids` (`list[int]`), `chosen_ids` (`list[int]`, or `list[list[int]]` where `chosen` is a list of
+        completions) and `rejected_ids` (`list[list[int]]`).
     """
     row = split_implicit_prompt(row)
-    prompt, completions = row["prompt"], [row["chosen"], *as_list(row["rejected"])]
+    prompt, chosen = row["prompt"], as_list(row["chosen"])
+    completions = [*chosen, *as_list(row["rejected"])]
     if isinstance(prompt, str):
         completions = [text if text.endswith(eos_token) else text + eos_token for text in completions]
         encoded = processing_class(text=[prompt, *(prompt + text for text in completions)])
@@ -91,13 +95,18 @@ def tokenize_row(
             f"{processing_class.decode(prompt_ids[length:])!r}. To avoid it, end the prompt on a token boundary, for "
             "instance without a trailing space. This warning is shown once, but it likely applies to other rows too."
         )
-    chosen, *rejected = (sequence[length:] for sequence in sequences)
-    if not all([chosen, *rejected]):
+    completion_ids = [sequence[length:] for sequence in sequences]
+    if not all(completion_ids):
         raise ValueError(
             "A completion has no tokens of its own: the tokenizer or chat template renders prompt and completion like the "
             f"prompt alone, {processing_class.decode(prompt_ids)!r}. Use a chat template that renders assistant messages."
         )
-    return {"prompt_ids": prompt_ids[:length], "chosen_ids": chosen, "rejected_ids": rejected}
+    chosen_ids = completion_ids[: len(chosen)]
+    return {
+        "prompt_ids": prompt_ids[:length],
+        "chosen_ids": chosen_ids if is_several(row["chosen"]) else chosen_ids[0],
+        "rejected_ids": completion_ids[len(chosen) :],
+    }
 
 
 def _tokenize_conversations(processing_class: Any, conversations: list[list[dict]], **kwargs) -> list[list[int]]:
@@ -107,12 +116,12 @@ def _tokenize_conversations(processing_class: Any, conversations: list[list[dict
     return processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **kwargs)["input_ids"]
 
 
-def check_row(row: Mapping[str, Any]) -> Problem | None:
-    """As [`~data.schema.find_problem`], also for what is left of the completions behind an implicit prompt."""
+def check_row(row: Mapping[str, Any], needs: Needs) -> Problem | None:
+    """As [`~data.schema.find_problem`], also for what is left behind an implicit prompt and for what the losses need."""
     problem = find_problem(row)
     if problem is None and "prompt" not in row:
         problem = find_problem(split_implicit_prompt(row))
-    return problem
+    return problem or find_loss_problem(row, needs)
 
 
 def describe(problem: Problem, name: str, index: int) -> str:
@@ -125,9 +134,8 @@ def prepare_dataset(
     name: str,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     eos_token: str,
-    max_prompt_length: int | None = None,
-    on_invalid_row: str = "raise",
-    num_proc: int | None = None,
+    config: Any,
+    needs: Needs,
 ) -> Dataset | IterableDataset:
     """
     Check and tokenize a dataset of rows of contract 1.
@@ -141,12 +149,11 @@ def prepare_dataset(
             Tokenizer or processor.
         eos_token (`str`):
             Token that ends a completion.
-        max_prompt_length (`int`, *optional*):
-            Rows whose prompt has more tokens are dropped: after truncation nothing of a completion would be left.
-        on_invalid_row (`str`, *optional*, defaults to `"raise"`):
-            `"raise"` or `"drop"`.
-        num_proc (`int`, *optional*):
-            Number of processes; not for a stream.
+        config ([`DMPOConfig`]):
+            `on_invalid_row`, and `dataset_num_proc`, which is not for a stream. Rows whose prompt fills `max_length` are
+            dropped if truncation keeps the start: nothing of a completion would be left.
+        needs ([`~trainer.row_checks.Needs`]):
+            What the losses need of a row.
 
     Returns:
         The dataset with the columns `row_index` (place in the dataset given), `prompt_ids`, `chosen_ids` and
@@ -157,11 +164,14 @@ def prepare_dataset(
         row is reached.
     """
     tokenize = partial(tokenize_row, processing_class=processing_class, eos_token=eos_token)
+    keeps_start = config.max_length is not None and config.truncation_mode == "keep_start"
+    max_prompt_length = config.max_length - 1 if keeps_start else None
     if isinstance(dataset, IterableDataset):
-        return _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row)
+        return _prepare_stream(dataset, name, tokenize, max_prompt_length, config.on_invalid_row, needs)
 
+    num_proc = config.dataset_num_proc
     found = dataset.map(
-        _problem_column,
+        partial(_problem_column, needs=needs),
         remove_columns=dataset.column_names,
         # Without it, the type is that of the first rows, which mostly have no problem
         features=Features({"problem": List(Value("string"))}),
@@ -171,7 +181,7 @@ def prepare_dataset(
     problems = {index: Problem(*problem) for index, problem in enumerate(found) if problem is not None}
     keep = [index for index in range(len(dataset)) if index not in problems]
     if problems:
-        dataset = _without(dataset, name, problems, keep, on_invalid_row)
+        dataset = _without(dataset, name, problems, keep, config.on_invalid_row)
     dataset = dataset.map(
         lambda row, index: _tokenize_at(tokenize, row, name, keep[index]),
         with_indices=True,
@@ -204,8 +214,8 @@ def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], name: str, index: i
         raise ValueError(f"{name}[{index}]: {error}") from error
 
 
-def _problem_column(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"problem": check_row(row)}
+def _problem_column(row: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
+    return {"problem": check_row(row, needs)}
 
 
 def _without(
@@ -239,11 +249,11 @@ class _DropCount:
             logger.warning(f"{self.name}: {count} rows dropped so far: {reason}.", main_process_only=False)
 
 
-def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row) -> IterableDataset:
+def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row, needs) -> IterableDataset:
     dropped = _DropCount(name)
 
     def is_valid(row: Mapping[str, Any]) -> bool:
-        problem = check_row({column: value for column, value in row.items() if column != "row_index"})
+        problem = check_row({column: value for column, value in row.items() if column != "row_index"}, needs)
         if problem is None:
             return True
         if on_invalid_row == "raise":

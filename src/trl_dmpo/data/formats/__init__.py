@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import Domain
-from ..schema import Problem, find_problem, is_message_list
+from ..schema import Problem, as_list, find_problem, is_message_list, is_several
 from . import columns, dmpo, llara, minionerec, pairs, rows, scored, tallrec
 from .files import read_records
 
@@ -185,11 +185,10 @@ def _sort_out(outcomes: Iterable[tuple[int, dict[str, Any] | Problem]]) -> tuple
     """The rows that keep the contract and are alike, and why there is none for the other records."""
     found = list(outcomes)
     prompted = any(isinstance(row, dict) and "prompt" in row for _, row in found)
-    conversational = next((is_message_list(row.get("chosen")) for _, row in found if isinstance(row, dict)), False)
     kept: list[dict[str, Any]] = []
     problems: dict[int, Problem] = {}
     for index, row in found:
-        problem = row if isinstance(row, Problem) else _find_odd(row, prompted, conversational)
+        problem = row if isinstance(row, Problem) else _find_odd(row, prompted, (kept or [row])[0])
         if problem is not None:
             problems[index] = problem
         elif isinstance(row, dict):
@@ -197,13 +196,17 @@ def _sort_out(outcomes: Iterable[tuple[int, dict[str, Any] | Problem]]) -> tuple
     return kept, problems
 
 
-def _find_odd(row: dict[str, Any], prompted: bool, conversational: bool) -> Problem | None:
+def _find_odd(row: dict[str, Any], prompted: bool, first: dict[str, Any]) -> Problem | None:
     """Why a row breaks the contract, or is not like the others."""
     if (problem := find_problem(row)) is not None:
         return problem
     if prompted and "prompt" not in row:
         return Problem("no value", "prompt", "other rows have one; fill it in, or leave it out of all rows")
-    if is_message_list(row["chosen"]) != conversational:
+    if is_several(row["chosen"]) != is_several(first["chosen"]):
+        return Problem(
+            "one and several chosen mixed", "chosen", "it is not as in the first row; make all of them lists"
+        )
+    if is_message_list(as_list(row["chosen"])[0]) != is_message_list(as_list(first["chosen"])[0]):
         return Problem("text and messages mixed", "chosen", "it is not as in the first row; use one of the two")
     return None
 
