@@ -13,28 +13,8 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from tests.conftest import make_dataset, make_rows
-from tests.trainer.helpers import assert_same_step, first_step, perturb
+from tests.trainer.helpers import assert_same_step, first_step
 from trl_dmpo import DataCollatorForMultiPreference, DMPOTrainer
-
-
-@pytest.fixture
-def build(model_path, tokenizer, make_args):
-    """From rows and options to a trainer whose policy is no longer its reference."""
-
-    def make(dataset, perturbed=True, model=None, trainer_options=None, **options):
-        dataset = Dataset.from_list(dataset) if isinstance(dataset, list) else dataset
-        trainer = DMPOTrainer(
-            model or model_path(),
-            args=make_args(**options),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            **(trainer_options or {}),
-        )
-        if perturbed:
-            perturb(trainer.model)
-        return trainer
-
-    return make
 
 
 def conversational(row: dict) -> dict:

@@ -57,7 +57,8 @@ def lipo(scores: Scores, config: Any) -> torch.Tensor:
     ```
     """
     answers = scores.answers
-    order = answers.logratios.detach().masked_fill(~answers.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    current = answers.logratios.detach().masked_fill(~answers.mask, -torch.inf)
+    order = current.argsort(dim=1, descending=True, stable=True)
     # What stands where there is no answer may be large, and 0 times infinity would reach the gradient
     relevance = answers.relevance.masked_fill(~answers.mask, 0)
     discounts = 1 / torch.log1p(1 + order.argsort(1).to(relevance))

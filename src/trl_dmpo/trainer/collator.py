@@ -100,7 +100,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         drawn = [self._draw(example) for example in examples]
-        chosen = [_as_lists(example["chosen_ids"]) for example in examples]
+        chosen = [ids if is_nested(ids) else [ids] for ids in (example["chosen_ids"] for example in examples)]
         most = max(map(len, chosen))
         batch = self.lay_out(list(map(self._candidates, examples, chosen, drawn, [most] * len(examples))))
         batch["chosen_lengths"] = batch["completion_lengths"][:, :most]
@@ -110,7 +110,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             batch["row_index"] = torch.tensor([example["row_index"] for example in examples])
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in examples[0]:
-                by_chosen = name == "ref_chosen_logps" and isinstance(examples[0]["chosen_ids"][0], list)
+                by_chosen = name == "ref_chosen_logps" and is_nested(examples[0]["chosen_ids"])
                 kept = [range(most)] * len(examples) if by_chosen else drawn
                 batch[name] = _stack(
                     [_take(example[name], each) for example, each in zip(examples, kept, strict=True)]
@@ -153,8 +153,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         return Candidate(prompt, completion[:-excess])
 
 
-def _as_lists(chosen_ids: list[int] | list[list[int]]) -> list[list[int]]:
-    return chosen_ids if isinstance(chosen_ids[0], list) else [chosen_ids]  # type: ignore[list-item, return-value]
+def is_nested(chosen_ids: list) -> bool:
+    """Whether these are the ids of a list of chosen completions, and not of one."""
+    return isinstance(chosen_ids[0], list)
 
 
 def _relevance(example: dict[str, Any], chosen: list[list[int]], drawn: list[int], most: int) -> torch.Tensor:

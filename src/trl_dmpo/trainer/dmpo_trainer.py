@@ -32,7 +32,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 from ..losses import GRADED_LOSSES, LIST_LOSSES, LOSSES, Answers, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
 from ..losses.selection import select_negatives
-from .collator import DataCollatorForMultiPreference
+from .collator import DataCollatorForMultiPreference, is_nested
 from .dmpo_config import DMPOConfig, loss_name
 from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
 from .metrics import MeanMetrics, preference_metrics, ranking_metrics
@@ -262,9 +262,16 @@ class DMPOTrainer(DPOTrainer):
     ) -> Dataset | IterableDataset:
         _check_dataset(dataset, dataset_name)
         with global_then_local_main_first():
-            return prepare_dataset(
+            dataset = prepare_dataset(
                 dataset, dataset_name, processing_class, self._tokenizer.eos_token, args, self._needs
             )
+        if (
+            "mult_dpo" in self._needs.losses
+            and isinstance(dataset, Dataset)
+            and not is_nested(dataset[0]["chosen_ids"])
+        ):
+            logger.warning(f"{dataset_name}: no row has a list of chosen completions: `mult_dpo` is `sdpo` with one.")
+        return dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -290,8 +297,7 @@ class DMPOTrainer(DPOTrainer):
         self._precompute_model_hash = Hasher.hash((model_hash, settings))
         # TRL concatenates the values of all batches: pad every row to the same numbers of completions
         chosen, rejected = (dataset.select_columns(name)[name] for name in ("chosen_ids", "rejected_ids"))
-        has_lists = isinstance(chosen[0][0], list)
-        self._pool_size = (max(map(len, chosen)) if has_lists else 0, max(map(len, rejected)))
+        self._pool_size = (max(map(len, chosen)) if is_nested(chosen[0]) else 0, max(map(len, rejected)))
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
