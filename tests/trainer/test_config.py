@@ -30,6 +30,39 @@ def make(**options) -> DMPOConfig:
             "Got bco_pair; use `f_divergence_type='reverse_kl'`",
         ),
         ({"loss_weights": [1.0, 2.0]}, "`loss_weights` must have the same length"),
+        ({"negative_selection": "random"}, "must be 'all', 'hardest' or 'boundary', got 'random'"),
+        ({"negative_selection": "hardest"}, "go together: set both, such as 'hardest' and 4, or neither"),
+        ({"num_hard_negatives": 3}, "go together.* got 'all' and 3"),
+        ({"negative_selection": "hardest", "num_hard_negatives": 0}, "`num_hard_negatives` must be at least 1, got 0"),
+        (
+            {"negative_selection": "hardest", "num_hard_negatives": 4, "num_negatives": 3},
+            "`num_hard_negatives=4` asks for more than the `num_negatives=3` that are drawn",
+        ),
+        ({"dynamic_beta": True}, "set `negative_selection` to 'boundary', as DynamicPO does"),
+        (
+            {"dynamic_beta": True, "negative_selection": "boundary", "loss_type": ["dmpo", "ipo", "mult_dpo"]},
+            "functions of reward margins: discopop, dmpo, .* Got ipo, mult_dpo",
+        ),
+        ({"reference_free": True, "loss_type": "nca"}, "makes no sense with nca, .*Use one of: .*dmpo"),
+        (
+            {"reference_free": True, "precompute_ref_log_probs": True},
+            "`precompute_ref_log_probs` is about a reference",
+        ),
+        ({"reference_free": True, "sync_ref_model": True}, "`sync_ref_model` is about a reference"),
+        (
+            {"reference_free": True, "f_divergence_type": "forward_kl"},
+            "`f_divergence_type='forward_kl'` is about a ref",
+        ),
+        ({"nca_alpha": 0}, "`nca_alpha` must be above 0, got 0"),
+        ({"plackett_luce_places": 0}, "`plackett_luce_places` must be at least 1, got 0"),
+        (
+            {"loss_type": "plackett_luce", "ld_alpha": 0.5},
+            "`ld_alpha` is about pairs .* plackett_luce does not compare",
+        ),
+        (
+            {"loss_type": ["sft", "lipo"], "use_weighting": True},
+            "`use_weighting` is about pairs .* lipo does not compare",
+        ),
     ],
 )
 def test_a_wrong_option_says_what_to_write(options, message):
@@ -68,8 +101,12 @@ def test_from_the_command_line():
             "20",
             "--f_divergence_type",
             "js_divergence",
+            *("--negative_selection", "boundary", "--dynamic_beta", "--dynamic_beta_margin", "6"),
+            *("--nca_alpha", "1", "--plackett_luce_places", "3"),
         ]
     )
+    assert (config.negative_selection, config.dynamic_beta, config.dynamic_beta_margin) == ("boundary", True, 6.0)
+    assert (config.nca_alpha, config.plackett_luce_places, config.reference_free) == (1.0, 3, False)
     assert (config.loss_type, config.loss_weights) == (["dmpo", "sft"], [1.0, 0.5])
     assert config.prefix_sharing is False
     assert (config.num_negatives, config.on_invalid_row, config.ranking_k) == (4, "drop", [1, 20])
@@ -86,6 +123,8 @@ def test_defaults():
     config = make()
     assert (config.loss_type, config.prefix_sharing, config.num_negatives) == (["dmpo"], "auto", None)
     assert (config.on_invalid_row, config.ranking_k) == ("raise", [1, 5, 10])
+    assert (config.negative_selection, config.num_hard_negatives, config.dynamic_beta) == ("all", None, False)
+    assert (config.reference_free, config.nca_alpha, config.plackett_luce_places) == (False, 1e-3, None)
 
 
 def test_importing_the_package_imports_nothing_else():
