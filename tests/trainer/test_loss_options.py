@@ -173,6 +173,11 @@ class TestRowsThatDoNotFitTheLoss:
         ("change", "options", "message"),
         [
             ({}, {"loss_type": ["lipo"]}, r"column 'relevance': the loss needs it"),
+            (
+                {"relevance": [101, 1, 0]},
+                {"loss_type": ["lipo"]},
+                "2 to the power of it, and 101 is above 100; use grades",
+            ),
             ({"relevance": [1]}, {"loss_type": ["nca"]}, "1 entries for 1 chosen and 2 rejected completions"),
             (
                 {"relevance": [3, 1, 2]},

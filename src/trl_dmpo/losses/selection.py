@@ -145,7 +145,7 @@ def top_cluster(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         ],
         dim=1,
     )
-    gains = (sums**2 / places + gains).masked_fill(absent, -math.inf)
+    gains = sums**2 / places + gains
     # Without the tolerance rounding would decide between equally good clusterings, and with it the padding of the batch
     best = gains >= gains.amax(1, keepdim=True) * (1 - 1e-13)
     return mask & (values >= ordered.masked_fill(~best, -math.inf).amax(1, keepdim=True))

@@ -29,14 +29,13 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from ..losses import GRADED_LOSSES, LIST_LOSSES, LOSSES, Answers, Scores
+from ..losses import GRADED_LOSSES, LIST_LOSSES, LOSSES, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
-from ..losses.selection import select_negatives
 from .collator import DataCollatorForMultiPreference, is_nested
 from .dmpo_config import DMPOConfig, loss_name
 from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
 from .metrics import MeanMetrics, preference_metrics, ranking_metrics
-from .pairs import any_per_prompt, per_prompt, split_chosen
+from .pairs import Logps, make_scores, per_prompt, select_for_each, split_chosen
 from .row_checks import Needs
 from .scoring import forward
 from .sharing import measure_sharing, sharing_obstacle
@@ -352,9 +351,7 @@ class DMPOTrainer(DPOTrainer):
         """Log-probabilities of the tokens of each completion, of shape (B, C, L)."""
         return gather_completions(self._forward(model, inputs).log_probs, inputs)
 
-    def _completion_logps(
-        self, token_logps: torch.Tensor, inputs: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _completion_logps(self, token_logps: torch.Tensor, inputs: dict[str, Any]) -> Logps:
         """
         Log-probabilities of the chosen, (B,), or (B, P) if there are several, and the rejected completions, (B, K).
 
@@ -370,9 +367,7 @@ class DMPOTrainer(DPOTrainer):
         weights = torch.where(counts_fully, 1.0, self.ld_alpha)
         return (token_logps[:, :1] * weights).sum(-1), (token_logps[:, 1:] * weights).sum(-1)
 
-    def compute_ref_log_probs(
-        self, model: torch.nn.Module, inputs: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Logps:
         """
         Computes reference log probabilities of the chosen, (B,), or (B, P) if there are several, and the rejected
         completions, (B, K), of a batch.
@@ -406,8 +401,8 @@ class DMPOTrainer(DPOTrainer):
         # MoE models: request router logits so that the model returns `outputs.aux_loss`
         outputs = self._forward(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
         token_logps = gather_completions(outputs.log_probs, inputs)
-        scores = self._scores(token_logps, outputs, inputs, self._reference_logps(inputs))
-        terms = self._loss_terms(self._select_negatives(scores, inputs), inputs)
+        scores = self._scores(token_logps, outputs, inputs)
+        terms = self._loss_terms(select_for_each(scores, self.args, inputs["chosen_lengths"]), inputs)
         loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms, strict=True))
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -416,84 +411,29 @@ class DMPOTrainer(DPOTrainer):
             return loss
         return loss, {"logps": token_logps.sum(-1), "mask": inputs["completion_lengths"] > 0}
 
-    def _reference_logps(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _reference_logps(self, inputs: dict[str, Any], logps: Logps) -> Logps:
         if self.args.reference_free:
-            return None
+            return torch.zeros_like(logps[0]), torch.zeros_like(logps[1])
         if not self.precompute_ref_logps:
             return self.compute_ref_log_probs(self.ref_model if self.ref_model is not None else self.model, inputs)
         # They are padded to what the longest row of the dataset has
-        most_chosen, most_rejected = inputs["chosen_lengths"].size(1), self._most_rejected(inputs)
-        chosen, rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"][:, :most_rejected]
+        chosen, rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         if chosen.dim() == 2:
-            chosen = chosen[:, : most_rejected if self.ld_alpha is not None else most_chosen]
-            if self.ld_alpha is None and most_chosen == 1:
-                chosen = chosen[:, 0]
-        return chosen, rejected
+            chosen = chosen[:, : logps[0].size(1)] if logps[0].dim() == 2 else chosen[:, 0]
+        return chosen, rejected[:, : logps[1].size(1)]
 
-    def _most_rejected(self, inputs: dict[str, Any]) -> int:
-        return inputs["completion_lengths"].size(1) - inputs["chosen_lengths"].size(1)
-
-    def _scores(
-        self,
-        token_logps: torch.Tensor,
-        outputs: Any,
-        inputs: dict[str, Any],
-        ref_logps: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> Scores:
+    def _scores(self, token_logps: torch.Tensor, outputs: Any, inputs: dict[str, Any]) -> Scores:
         """What the losses see, a row for each chosen completion."""
-        lengths, chosen_lengths = inputs["completion_lengths"], inputs["chosen_lengths"]
         scored = (inputs["completion_positions"] >= 0).sum(-1)
-        count = chosen_lengths.size(1)
+        count = inputs["chosen_lengths"].size(1)
         weights = None
         if self.use_weighting:
             # Eq (2) of the WPO paper: https://huggingface.co/papers/2406.11827
             aligned = (token_logps - gather_completions(outputs.log_sum_sq_probs, inputs)).detach()
-            of_chosen, of_rejected = split_chosen((aligned.sum(-1) / scored.clamp(min=1)).exp(), chosen_lengths)
-            weights = of_chosen.unsqueeze(1) * of_rejected
+            weights = (aligned.sum(-1) / scored.clamp(min=1)).exp()
+        chosen_nll = -token_logps[:, :count].sum() / scored[:, :count].sum()
         logps = self._completion_logps(token_logps, inputs)
-        if ref_logps is None:
-            ref_logps = torch.zeros_like(logps[0]), torch.zeros_like(logps[1])
-        relevance, several = inputs.get("relevance"), None
-        if count > 1:
-            several = self._answers(logps, ref_logps, inputs)
-            logps, ref_logps = (split_chosen(torch.cat(each, dim=1), chosen_lengths) for each in (logps, ref_logps))
-            relevance = None
-        of_chosen, of_rejected = split_chosen(lengths, chosen_lengths)
-        return Scores(
-            chosen_logps=logps[0],
-            rejected_logps=logps[1],
-            ref_chosen_logps=ref_logps[0],
-            ref_rejected_logps=ref_logps[1],
-            chosen_lengths=of_chosen,
-            rejected_lengths=of_rejected,
-            rejected_mask=of_rejected > 0,
-            chosen_nll=-token_logps[:, :count].sum() / scored[:, :count].sum(),
-            weights=weights,
-            relevance=relevance,
-            several=several,
-        )
-
-    def _answers(
-        self,
-        logps: tuple[torch.Tensor, torch.Tensor],
-        ref_logps: tuple[torch.Tensor, torch.Tensor],
-        inputs: dict[str, Any],
-    ) -> Answers:
-        mask = inputs["completion_lengths"] > 0
-        is_chosen = mask.clone()
-        is_chosen[:, inputs["chosen_lengths"].size(1) :] = False
-        logratios = torch.cat(logps, dim=1) - torch.cat(ref_logps, dim=1)
-        relevance = inputs.get("relevance")
-        return Answers(logratios, mask, is_chosen, is_chosen.to(logratios) if relevance is None else relevance)
-
-    def _select_negatives(self, scores: Scores, inputs: dict[str, Any]) -> Scores:
-        selected = select_negatives(scores, self.args)
-        if scores.several is None or self.args.negative_selection == "all":
-            return selected
-        # Where all completions of a prompt are in one list, those count that do for any of the chosen ones
-        kept = any_per_prompt(selected.rejected_mask, inputs["chosen_lengths"])
-        mask = torch.cat([scores.several.mask[:, : -kept.size(1)], kept], dim=1)
-        return replace(selected, several=scores.several._replace(mask=mask))
+        return make_scores(logps, self._reference_logps(inputs, logps), inputs, chosen_nll, weights)
 
     def _loss_terms(self, scores: Scores, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """The losses of the prompts, each of shape (B,)."""
@@ -535,11 +475,8 @@ class DMPOTrainer(DPOTrainer):
         metrics.add("mean_token_accuracy", is_top1[:, :count], tokens[:, :count])
         found = preference_metrics(scores, self.beta)
         chosen, rejected = split_chosen(token_logps.sum(-1).detach(), inputs["chosen_lengths"])
-        logps, mask = (
-            torch.cat([chosen.unsqueeze(1), rejected], dim=1),
-            F.pad(scores.rejected_mask, (1, 0), value=True),
-        )
-        found |= ranking_metrics(logps, mask, self.args.ranking_k)
+        mask = F.pad(scores.rejected_mask, (1, 0), value=True)
+        found |= ranking_metrics(torch.cat([chosen.unsqueeze(1), rejected], dim=1), mask, self.args.ranking_k)
         if self.args.reference_free:
             del found["logps/chosen_change"]
         for name, values in found.items():

@@ -4,7 +4,17 @@ From completions by prompt to rows of one chosen completion and its rejected one
 B prompts have R >= B chosen completions in all: a loss of one chosen completion takes each of them in turn.
 """
 
+from dataclasses import replace
+from typing import Any, TypeAlias
+
 import torch
+
+from ..losses import Answers, Scores
+from ..losses.selection import select_negatives
+
+
+# Of chosen and of rejected completions
+Logps: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def split_chosen(values: torch.Tensor, chosen_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,10 +58,76 @@ def per_prompt(values: torch.Tensor, chosen_lengths: torch.Tensor) -> torch.Tens
     return spread.sum(1) / is_chosen.sum(1)
 
 
-def any_per_prompt(mask: torch.Tensor, chosen_lengths: torch.Tensor) -> torch.Tensor:
-    """`mask`, (R, K), where it is `True` for any of the chosen completions of a prompt, (B, K)."""
-    if chosen_lengths.size(1) == 1:
-        return mask
-    prompts = chosen_lengths.nonzero()[:, 0]
-    counts = torch.zeros(len(chosen_lengths), mask.size(1), device=mask.device)
-    return counts.index_add_(0, prompts, mask.float()) > 0
+def make_scores(
+    logps: Logps,
+    ref_logps: Logps,
+    batch: dict[str, torch.Tensor],
+    chosen_nll: torch.Tensor,
+    weights: torch.Tensor | None = None,
+) -> Scores:
+    """
+    What the losses see of a batch, a row for each chosen completion.
+
+    Args:
+        logps (`tuple[torch.Tensor, torch.Tensor]`):
+            Log-probabilities of the chosen completions, of shape (B,), or (B, P) if a prompt has several, or (B, K) under
+            `ld_alpha`; and of the rejected ones, of shape (B, K).
+        ref_logps (`tuple[torch.Tensor, torch.Tensor]`):
+            Those of the reference, of the same shapes.
+        batch (`dict[str, torch.Tensor]`):
+            `completion_lengths`, `chosen_lengths` and, if there is any, `relevance` are used.
+        chosen_nll (`torch.Tensor`):
+            Mean of -log π_θ over the tokens of all chosen completions, a scalar.
+        weights (`torch.Tensor`, *optional*):
+            Weight of each completion under `use_weighting`, of shape (B, P + K).
+
+    Returns:
+        [`Scores`].
+    """
+    chosen_lengths, relevance, several = batch["chosen_lengths"], batch.get("relevance"), None
+    if chosen_lengths.size(1) > 1:
+        policy, reference = torch.cat(logps, dim=1), torch.cat(ref_logps, dim=1)
+        several, relevance = _answers(policy - reference, batch), None
+        logps, ref_logps = split_chosen(policy, chosen_lengths), split_chosen(reference, chosen_lengths)
+    of_chosen, of_rejected = split_chosen(batch["completion_lengths"], chosen_lengths)
+    if weights is not None:
+        weight_of_chosen, weights = split_chosen(weights, chosen_lengths)
+        weights = weight_of_chosen.unsqueeze(1) * weights
+    return Scores(
+        chosen_logps=logps[0],
+        rejected_logps=logps[1],
+        ref_chosen_logps=ref_logps[0],
+        ref_rejected_logps=ref_logps[1],
+        chosen_lengths=of_chosen,
+        rejected_lengths=of_rejected,
+        rejected_mask=of_rejected > 0,
+        chosen_nll=chosen_nll,
+        weights=weights,
+        relevance=relevance,
+        several=several,
+    )
+
+
+def _answers(logratios: torch.Tensor, batch: dict[str, torch.Tensor]) -> Answers:
+    mask = batch["completion_lengths"] > 0
+    chosen = mask.clone()
+    chosen[:, batch["chosen_lengths"].size(1) :] = False
+    relevance = batch.get("relevance")
+    return Answers(logratios, mask, chosen, chosen.to(logratios) if relevance is None else relevance)
+
+
+def select_for_each(scores: Scores, config: Any, chosen_lengths: torch.Tensor) -> Scores:
+    """
+    [`~losses.selection.select_negatives`] for each chosen completion.
+
+    Where all completions of a prompt are in one list, those count that are selected for any of its chosen ones.
+    """
+    selected = select_negatives(scores, config)
+    if scores.several is None or config.negative_selection == "all":
+        return selected
+    prompts, places = chosen_lengths.nonzero(as_tuple=True)
+    count = chosen_lengths.size(1)
+    by_chosen = selected.rejected_mask.new_zeros(*chosen_lengths.shape, selected.rejected_mask.size(1))
+    by_chosen[prompts, places] = selected.rejected_mask
+    mask = torch.cat([scores.several.mask[:, :count], by_chosen.any(1)], dim=1)
+    return replace(selected, several=scores.several._replace(mask=mask))

@@ -8,6 +8,10 @@ from ..data.schema import Problem, as_list, find_relevance_problem, is_several
 from ..losses import GRADED_LOSSES
 
 
+# 2^128 has no representation in single precision
+_HIGHEST_GRADE = 100
+
+
 class Needs(NamedTuple):
     """
     What a configuration needs of a row. Not the configuration itself, by which a checked dataset could not be cached.
@@ -50,9 +54,16 @@ def find_loss_problem(row: Mapping[str, Any], needs: Needs) -> Problem | None:
     if not is_ranked and GRADED_LOSSES.isdisjoint(needs.losses):
         return None
     problem = find_relevance_problem(row, required="lipo" in needs.losses)
-    if problem is None and is_ranked and row.get("relevance") is not None:
-        return _find_disorder(row, needs.plackett_luce_places)
-    return problem
+    if problem is not None or row.get("relevance") is None:
+        return problem
+    if "lipo" in needs.losses and max(row["relevance"]) > _HIGHEST_GRADE:
+        return Problem(
+            "relevance too large",
+            "relevance",
+            f"`lipo` takes 2 to the power of it, and {max(row['relevance'])} is above {_HIGHEST_GRADE}; use grades, or the "
+            "logarithm of counts",
+        )
+    return _find_disorder(row, needs.plackett_luce_places) if is_ranked else None
 
 
 def _find_disorder(row: Mapping[str, Any], places: int | None) -> Problem | None:
