@@ -201,30 +201,31 @@ class TestErrors:
 
 @not_interpreted
 def test_it_ends_a_training(model_path, tokenizer, make_args, caplog):
-    """Evaluation takes for the chosen completion one that training rejects: its likelihood and its rank must fall."""
-    rows = make_rows(8, 2)
-    swapped = [{**row, "chosen": row["rejected"][0], "rejected": [row["chosen"], row["rejected"][1]]} for row in rows]
+    """Evaluation takes for chosen what training rejects, and ranks it first to begin with, as it is shorter."""
+    short, long = [" Big", " Heat", " Jaws", " Babe"], [" Red Heat", " Alien Jaws", " Big Fargo", " Red Babe"]
+    prompts = [row["prompt"] for row in make_rows(4, 1)]
     trainer = DMPOTrainer(
         model_path(),
         args=make_args(
-            max_steps=40,
-            per_device_train_batch_size=8,
-            learning_rate=3e-3,
+            max_steps=60,
+            per_device_train_batch_size=4,
+            learning_rate=5e-4,
             eval_strategy="steps",
             eval_steps=1,
             save_strategy="steps",
-            save_steps=2,
+            save_steps=1,
             save_only_model=True,
         ),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(swapped),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "chosen": long, "rejected": [[text] for text in short]}),
+        eval_dataset=Dataset.from_dict({"prompt": prompts, "chosen": short, "rejected": [[text] for text in long]}),
         processing_class=tokenizer,
         callbacks=[CollapseCallback(action="stop", patience=2)],
     )
     with caplog.at_level(logging.WARNING, "trl_dmpo.trainer.collapse"):
         trainer.train()
-    assert 4 <= trainer.state.global_step < 40
+    step = trainer.state.global_step
+    assert 4 <= step < 60
     (message,) = [record.message for record in caplog.records if record.name == "trl_dmpo.trainer.collapse"]
-    assert f"to {trainer.state.global_step})" in message
-    assert "`eval_ranking/mrr` from" in message
+    assert "`eval_ranking/mrr` from 1 (steps" in message
+    assert f"(steps {step - 1} to {step})" in message
     assert "before the fall is" in message

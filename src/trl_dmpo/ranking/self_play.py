@@ -115,7 +115,8 @@ class SelfPlayCallback(TrainerCallback):
         if exclude == "prompt" and survey.lists_candidates:
             raise ValueError(
                 "Every prompt names the chosen answer of its row, as prompts do that list their candidates: answers from "
-                "elsewhere would be easy to tell. SelfPlayCallback is for prompts without such a list."
+                "elsewhere would be easy to tell. SelfPlayCallback is for prompts without such a list. If it is because users "
+                "come back to the same items, set `exclude=None`."
             )
         most = self._wanted(survey.most_rejected)
         if num_candidates is not None and num_candidates < most:
@@ -185,7 +186,7 @@ class SelfPlayCallback(TrainerCallback):
         return examples
 
     def _rejected(self, row: dict[str, Any]) -> list:
-        rejected, own = as_list(row["rejected"]), self.found[row["row_index"]]
+        rejected, own = as_list(row["rejected"]), self.found.get(row["row_index"], [])
         texts = set(map(_text, own))
         others = [completion for completion in rejected if _text(completion) not in texts]
         count = min(len(rejected) - len(own), len(others))

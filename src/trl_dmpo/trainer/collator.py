@@ -25,8 +25,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     - `"chosen_lengths"` (B, P): those of the chosen ones.
     - `"completion_positions"` (B, C, L): where each of these tokens is predicted, an index into the flattened
         `"targets"`; -1 where there is none.
-    - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, else one row for each completion, all
-        chosen ones first.
+    - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, else one row for each completion, the
+        first chosen one of each prompt first.
     - `"targets"`: the token that each position predicts, -100 where it does not count; of the shape of `"input_ids"` if
         prefixes are shared, else without its last column.
     - `"position_ids"`, `"subtree_end"` (B, T), only if prefixes are shared: the place of a token on its path, and the

@@ -53,7 +53,7 @@ class DMPOConfig(DPOConfig):
         reference_free (`bool`, *optional*, defaults to `False`):
             Whether to use log π_θ in the place of log π_θ/π_ref. No reference model is loaded or run.
         nca_alpha (`float`, *optional*, defaults to `1e-3`):
-            Temperature α of relevance in the losses `'infonca'` and `'nca'`. The default is that of the code released with
+            Temperature α of relevance in the losses `'infonca'` and `'nca'`. The default is that of the trainer released with
             [NCA](https://huggingface.co/papers/2402.05369) and makes any difference in relevance all or nothing.
         plackett_luce_places (`int`, *optional*):
             How many places of the ranking, from the top, the loss `'plackett_luce'` takes into account. If `None`, all.

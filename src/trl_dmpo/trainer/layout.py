@@ -220,7 +220,7 @@ def repeated_layout(
     rows: Sequence[Sequence[Candidate | None]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    Lay out every completion as one row of tokens after its prompt, all chosen ones first, as TRL does for pairs.
+    Lay out every completion as one row of tokens after its prompt, those in the first places first, as TRL does for pairs.
 
     Takes and returns what [`shared_layout`] does, but for: R = N, `targets` (R, T - 1), and neither `position_ids` nor
     `subtree_end`, since attention is causal.
