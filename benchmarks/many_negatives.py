@@ -353,7 +353,7 @@ def plot(results: list[dict], file: Path) -> None:
                 panel.axhline(values[0], color="black", linestyle=":" if method == "start" else "--", label=method)
                 continue
             seeds = np.array([[seed[name] for seed in result["seeds"]] for result in of_method])
-            spread = [values - seeds.min(1), seeds.max(1) - values]
+            spread = np.maximum([values - seeds.min(1), seeds.max(1) - values], 0)  # rounding may put it below
             # Beside one another, so that bars do not hide each other
             places = np.array([result["k"] for result in of_method]) + 0.12 * (number - len(methods) / 2)
             panel.errorbar(places, values, spread, marker="o", markersize=4, capsize=2, label=method)

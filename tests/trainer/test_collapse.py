@@ -77,6 +77,14 @@ class TestVerdict:
         assert run.log(*training([0.5, 0.5, 0.6, 0.6, 0.7, 0.5, 0.3, 0.3], LESS_AND_LESS)) == []
         assert run.log(*training([0.1], [-9.0])) == [90]
 
+    def test_the_best_is_from_before(self, caplog):
+        """The last mean shares no log with the best: after a peak at step 110, not yet at step 140. Of equals, the latest."""
+        peak = [step / 10 for step in [*range(11), 9, 8, 7, 6]]
+        assert Run(caplog, patience=4).log(*training(peak, [-float(step) for step in range(15)])) == [150]
+        assert "`ranking/mrr` from 0.85 (steps 80 to 110) to 0.75 (steps 120 to 150)" in caplog.messages[0]
+        assert Run(caplog, patience=2).log(*training([0.5] * 4 + [0.3, 0.1], LESS_AND_LESS[:6])) == [60]
+        assert "`ranking/mrr` from 0.5 (steps 30 to 40) to 0.2 (steps 50 to 60)" in caplog.messages[1]
+
     @pytest.mark.parametrize(
         ("accuracies", "changes"),
         [

@@ -1,0 +1,93 @@
+"""That the sweep over K runs, goes on where it was, and puts its figures together rightly."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks/many_negatives.py"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import many_negatives
+
+    return many_negatives
+
+
+def made_up(hits, chosen):
+    return {"user": [1, 2], "hit_rate@1": hits, "chosen": chosen, "others": [-9.0, -9.0], "trained_on": -1.0}
+
+
+def test_figures_are_those_of_all_seeds(bench):
+    runs = {}
+    for seed, drop in ((0, 1.0), (1, 3.0)):
+        runs[seed, "start", 1] = made_up([1.0, 0.0], [-2.0, -4.0])
+        runs[seed, "sft", 1] = made_up([1.0, 1.0], [-1.0, -3.0])
+        runs[seed, "dmpo", 5] = made_up([0.0, 0.0], [-2.0 - drop, -4.0 - drop])
+    for (seed, *_), run in runs.items():
+        run |= {"seed": seed, "seconds": {}}
+    start, sft, dmpo = bench.summarise(runs, [0, 1])
+    assert [each["hit_rate@1"]["value"] for each in (start, sft, dmpo)] == [0.5, 1.0, 0.0]
+    assert dmpo["chosen_change"]["value"] == -2.0
+    assert dmpo["hit_rate@1"]["n"] == 2  # the same users in both seeds
+    assert (dmpo["to_start"]["value"], dmpo["to_sft"]["value"], start["to_start"]["value"]) == (-0.5, -1.0, 0.0)
+    assert [each["chosen_change"] for each in dmpo["seeds"]] == [-1.0, -3.0]
+    assert "| dmpo |  | 0.000 (0.000 to 0.000) |" in bench.tables([start, sft, dmpo])
+
+
+def test_rows_are_the_same_for_every_k(bench, monkeypatch):
+    monkeypatch.setattr(bench, "ROWS", 6)
+    monkeypatch.setattr(bench, "DATA", bench.TINY["DATA"])
+    rows = bench.Bench(argparse.Namespace(tiny=True, work=Path("unused")), seed=0).rows
+    one, five = (bench.training_rows(rows, k, seed=0).to_list() for k in (1, 5))
+    assert [row["rejected"] for row in one] == [row["rejected"][:1] for row in five]
+    for row, longer in zip(one, five, strict=True):
+        assert (row["prompt"], row["chosen"]) == (longer["prompt"], longer["chosen"])
+        assert len(set(row["chosen"])) == 3
+        assert not set(row["chosen"]) & set(longer["rejected"])
+        # The three follow one another in the history of one user
+        place = next(
+            i for i in range(len(rows)) if rows[i]["chosen"] == row["chosen"][0] and rows[i]["prompt"] == row["prompt"]
+        )
+        assert rows[place + 2]["prompt"].endswith("".join(f"{title}\n" for title in row["chosen"][:2]))
+    assert one != bench.training_rows(rows, 1, seed=1).to_list()
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_and_goes_on(tmp_path):
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--tiny",
+        "--seeds",
+        "0",
+        "--work",
+        tmp_path / "work",
+        "--learning_rate",
+        "0.01",
+    ]
+    files = ["--output", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+
+    def call(*arguments):
+        subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, env=environment)
+        return (tmp_path / "work/runs.jsonl").read_text().splitlines()
+
+    first = call("--ks", "2", "--methods", "sft", "dmpo")
+    assert len(first) == 3  # the start is one of them
+    both = call("--ks", "2", *files)
+    assert both[:3] == first
+    assert len(both) == 2 + 5
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    results = {each["method"]: each for each in json.loads((tmp_path / "out.json").read_text())["results"]}
+    # What it is trained on, it learns; and dmpo moves the rejected ones, too
+    assert results["sft"]["seeds"][0]["trained_on_change"] > 0.1
+    assert results["dmpo"]["others_change"]["value"] != results["sft"]["others_change"]["value"]
