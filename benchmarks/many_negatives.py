@@ -39,6 +39,7 @@ SHAPE = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "n
 VOCABULARY = 2000
 BASE = {"learning_rate": 3e-3, "per_device_train_batch_size": 16, "max_steps": 800}
 ROWS = 240
+COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]  # told apart by the colour-blind, too
 TINY = {
     "DATA": DATA | {"min_history": 3, "max_history": 3},
     "SHAPE": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -49,8 +50,8 @@ TINY = {
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"loss_type": ["sft"]},
     "dmpo": {"loss_type": ["dmpo"]},
-    "dmpo + sft": {"loss_type": ["dmpo", "sft"], "loss_weights": [1.0, 1.0]},
-    "dmpo, boundary, dynamic beta": {
+    "dmpo+sft": {"loss_type": ["dmpo", "sft"], "loss_weights": [1.0, 1.0]},
+    "DynamicPO-DMPO": {
         "loss_type": ["dmpo"],
         "negative_selection": "boundary",
         "dynamic_beta": True,
@@ -344,19 +345,20 @@ def plot(results: list[dict], file: Path) -> None:
         "hit_rate@1": f"Hit rate@1 among {CANDIDATES + 1} films, held-out users",
         "chosen_change": "Change of the right film's log-probability (nats)",
     }
-    methods = list(dict.fromkeys(result["method"] for result in results))
+    by_method: dict[str, list[dict]] = {}
+    for result in results:
+        by_method.setdefault(result["method"], []).append(result)
+    lines = {name: by_method.pop(name) for name in ("start", "sft")}
     for panel, (name, title) in zip(panels, titles.items(), strict=True):
-        for number, method in enumerate(methods):
-            of_method = [result for result in results if result["method"] == method]
+        for (method, (result,)), style in zip(lines.items(), (":", "--"), strict=True):
+            panel.axhline(result[name]["value"], color="black", linestyle=style, label=method)
+        for place, (method, of_method) in enumerate(by_method.items()):
             values = np.array([result[name]["value"] for result in of_method])
-            if method in ("start", "sft"):
-                panel.axhline(values[0], color="black", linestyle=":" if method == "start" else "--", label=method)
-                continue
             seeds = np.array([[seed[name] for seed in result["seeds"]] for result in of_method])
             spread = np.maximum([values - seeds.min(1), seeds.max(1) - values], 0)  # rounding may put it below
             # Beside one another, so that bars do not hide each other
-            places = np.array([result["k"] for result in of_method]) + 0.12 * (number - len(methods) / 2)
-            panel.errorbar(places, values, spread, marker="o", markersize=4, capsize=2, label=method)
+            ks = np.array([result["k"] for result in of_method]) + 0.15 * (place - len(by_method) / 2)
+            panel.errorbar(ks, values, spread, color=COLOURS[place], marker="osD^v"[place], capsize=2, label=method)
         panel.set(title=title, xlabel="K, rejected films of a row", xticks=sorted({each["k"] for each in results}))
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=8)

@@ -72,8 +72,7 @@ def conversational(row):
     }
 
 
-def test_the_best_wrong_answers_by_plain_forwards(play, tokenizer, monkeypatch):
-    monkeypatch.setattr(self_play, "_ROWS_AT_A_TIME", 4)
+def test_the_best_wrong_answers_by_plain_forwards(play, tokenizer):
     callback = play(answers=ANSWERS)
     candidates = play(trainer=callback.trainer, answers=ANSWERS, num_candidates=4)
     model = callback.trainer.model.double().eval()
@@ -187,6 +186,7 @@ def test_candidates_are_drawn_for_each_row_and_time(play):
 def test_processes_share_the_rows(play, monkeypatch):
     callback = play()
     alone, gathered = dict(callback.found), []
+    monkeypatch.setattr(self_play, "_ROWS_AT_A_TIME", 2)
     monkeypatch.setattr(self_play, "gather_object", lambda found: gathered.append(found) or found)
     arguments = type(callback.trainer.args)
     monkeypatch.setattr(arguments, "world_size", 2)

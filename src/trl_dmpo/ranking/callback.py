@@ -72,7 +72,7 @@ class RankingCallback(TrainerCallback):
             raise ValueError(
                 "The trainer never evaluates. Set its `eval_strategy`, or `eval_steps` of RankingCallback."
             )
-        if _is_spread(trainer):
+        if is_spread(trainer):
             raise ValueError(
                 "RankingCallback needs the whole model in one process, but it is spread over several, by FSDP, DeepSpeed ZeRO-3 "
                 "or tensor parallelism. Evaluate checkpoints with `trl-dmpo evaluate` instead."
@@ -124,7 +124,7 @@ class RankingCallback(TrainerCallback):
         return {f"eval_{self.name}/{metric}": results[metric].value for metric in metrics}
 
 
-def _is_spread(trainer: Trainer) -> bool:
+def is_spread(trainer: Trainer) -> bool:
     """Whether no process has all weights."""
     zero3 = trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
     return trainer.is_fsdp_enabled or zero3 or (getattr(trainer.model, "tp_size", None) or 1) > 1

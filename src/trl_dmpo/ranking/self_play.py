@@ -1,31 +1,26 @@
 """Rejected completions that move with the model: what it wrongly recommends itself, scored anew every so many steps."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import wraps
 from heapq import nlargest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ..data.schema import as_list, is_message_list
-from ..losses import GRADED_LOSSES
+from ..data.schema import as_list
 from ..trainer.dmpo_trainer import DMPOTrainer
 from ..trainer.tokenization import tokenize_row
-from .callback import _is_spread
-from .mentions import find_mentions, longest_mentions
 from .rows import as_text
 from .scorer import Scorer
+from .self_play_rows import check_answers, check_trainer, columns_of, named_in, survey_rows, text_of, user_of
 
 
 logger = get_logger(__name__)
@@ -97,7 +92,7 @@ class SelfPlayCallback(TrainerCallback):
         num_candidates: int | None = None,
         exclude: str | None = "prompt",
     ):
-        _check_trainer(trainer)
+        check_trainer(trainer)
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` is {every}, but it is a number of steps, at least 1.")
         if not 0 < share <= 1:
@@ -109,9 +104,9 @@ class SelfPlayCallback(TrainerCallback):
         self.share = share
         self.num_candidates = num_candidates
         self.exclude = exclude
-        self._rows = _columns_of(trainer.train_dataset)
+        self._rows = columns_of(trainer.train_dataset)
         self._places = {index: place for place, index in enumerate(self._rows["row_index"])}
-        survey = _survey(self._rows)
+        survey = survey_rows(self._rows)
         if exclude == "prompt" and survey.lists_candidates:
             raise ValueError(
                 "Every prompt names the chosen answer of its row, as prompts do that list their candidates: answers from "
@@ -125,33 +120,20 @@ class SelfPlayCallback(TrainerCallback):
                 f"{survey.most_rejected} rejected completions. Raise it, lower `share`, or leave it out to score all."
             )
         self._liked = survey.liked
-        self._answers = survey.completions if answers is None else _check_answers(answers, survey.completions)
+        self._answers = survey.completions if answers is None else check_answers(answers, survey.completions)
         self._texts = list(self._answers)
         if len(self._texts) < 2:
             raise ValueError(f"There is only one answer, {self._texts[0]!r}. Give at least two as `answers`.")
         self.found: dict[int, list] = {}
         self.refreshes = 0
         self._last_step = -1
-        self._folder: Any = None
-        self._learn_of_resuming()
-
-    def _learn_of_resuming(self) -> None:
-        """Callbacks are told that a training resumes, but not from which folder."""
-        train = self.trainer.train
-
-        @wraps(train)
-        def train_from(resume_from_checkpoint=None, *args, **kwargs):
-            self._folder = resume_from_checkpoint
-            return train(resume_from_checkpoint, *args, **kwargs)
-
-        self.trainer.train = train_from  # type: ignore[method-assign]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.found, self.refreshes, self._last_step = {}, 0, -1
         self.trainer.rejected_pools = None
         if state.global_step > 0:
-            folder = get_last_checkpoint(args.output_dir) if self._folder is True else self._folder
-            self._load(Path(folder))
+            resumed = self.trainer.resumed_from
+            self._load(Path(str(get_last_checkpoint(args.output_dir) if resumed is True else resumed)))
             self.trainer.rejected_pools = self
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -187,8 +169,8 @@ class SelfPlayCallback(TrainerCallback):
 
     def _rejected(self, row: dict[str, Any]) -> list:
         rejected, own = as_list(row["rejected"]), self.found.get(row["row_index"], [])
-        texts = set(map(_text, own))
-        others = [completion for completion in rejected if _text(completion) not in texts]
+        texts = set(map(text_of, own))
+        others = [completion for completion in rejected if text_of(completion) not in texts]
         count = min(len(rejected) - len(own), len(others))
         drawn = self._generator(row, _ORIGINALS).choice(len(others), count, replace=False)
         return own + [others[index] for index in sorted(drawn)]
@@ -220,8 +202,8 @@ class SelfPlayCallback(TrainerCallback):
                 f"No row has a wrong answer among the {len(self._texts)} `answers`: all are chosen or in its prompt. Give "
                 "others, or `exclude=None`."
             )
-        known = {index: set(map(_text, own)) for index, own in self.found.items()}
-        new = sum(_text(answer) not in known.get(index, ()) for index, own in found.items() for answer in own)
+        known = {index: set(map(text_of, own)) for index, own in self.found.items()}
+        new = sum(text_of(answer) not in known.get(index, ()) for index, own in found.items() for answer in own)
         self.found = found
         self.trainer.rejected_pools = self
         # TRL logs it with the next loss
@@ -260,9 +242,9 @@ class SelfPlayCallback(TrainerCallback):
 
     def _wrong_answers(self, row: dict[str, Any]) -> list[str]:
         """What to score of a row."""
-        excluded = self._liked[_user_of(row)]
+        excluded = self._liked[user_of(row)]
         if self.exclude == "prompt":
-            excluded = excluded | _named_in(as_text(row["prompt"]), self._texts)
+            excluded = excluded | named_in(as_text(row["prompt"]), self._texts)
         wrong = [text for text in self._texts if text not in excluded]
         if self.num_candidates is None or len(wrong) <= self.num_candidates:
             return wrong
@@ -302,128 +284,5 @@ class SelfPlayCallback(TrainerCallback):
         self.found = {index: [read(answer) for answer in own] for index, own in zip(indices, rejected, strict=True)}
 
 
-class _Survey(NamedTuple):
-    """
-    What is to know of a training set.
-
-    Args:
-        completions (`dict[str, Any]`):
-            From what they say to its completions, each once.
-        liked (`dict[Any, set[str]]`):
-            From a user to what the chosen completions of all its rows say.
-        most_rejected (`int`):
-            How many rejected completions a row has at most.
-        lists_candidates (`bool`):
-            Whether every prompt names the chosen completion.
-    """
-
-    completions: dict[str, Any]
-    liked: dict[Any, set[str]]
-    most_rejected: int
-    lists_candidates: bool
-
-
-def _survey(rows: Dataset) -> _Survey:
-    completions: dict[str, Any] = {}
-    liked: dict[Any, set[str]] = defaultdict(set)
-    most_rejected, lists_candidates = 0, True
-    for row in rows:
-        chosen, rejected = as_list(row["chosen"]), as_list(row["rejected"])
-        for completion in chosen + rejected:
-            completions.setdefault(_text(completion), completion)
-        texts = [_text(completion) for completion in chosen]
-        liked[_user_of(row)].update(texts)
-        most_rejected = max(most_rejected, len(rejected))
-        lists_candidates = lists_candidates and bool(find_mentions(as_text(row["prompt"]), texts))
-    return _Survey(completions, liked, most_rejected, lists_candidates)
-
-
-def _text(completion: Any) -> str:
-    return as_text(completion).strip()
-
-
 def _write(completion: Any) -> str:
     return completion if isinstance(completion, str) else json.dumps(completion, ensure_ascii=False)
-
-
-def _user_of(row: dict[str, Any]) -> Any:
-    """Whose row it is. A row without a user has those of the same prompt to itself."""
-    return as_text(row["prompt"]) if row.get("user_id") is None else row["user_id"]
-
-
-def _named_in(prompt: str, texts: Sequence[str]) -> set[str]:
-    """What a prompt names: in one with "Red Heat" that is not "Heat", too."""
-    there = [text for text in texts if text in prompt]
-    return {there[mention.title] for mention in longest_mentions(find_mentions(prompt, there))}
-
-
-def _columns_of(dataset: Dataset) -> Dataset:
-    columns = ["row_index", "prompt", "chosen", "rejected", "user_id"]
-    return dataset.select_columns([column for column in columns if column in dataset.column_names])
-
-
-def _check_trainer(trainer: DMPOTrainer) -> None:
-    if not isinstance(trainer, DMPOTrainer):
-        raise TypeError(f"`trainer` must be a `DMPOTrainer`, got `{type(trainer).__name__}`.")
-    if not isinstance(trainer.train_dataset, Dataset):
-        raise ValueError(
-            f"SelfPlayCallback finds answers for all rows before they are trained on: `train_dataset` must be a `Dataset`, "
-            f"got `{type(trainer.train_dataset).__name__}`."
-        )
-    if trainer.args.precompute_ref_log_probs:
-        raise ValueError(
-            "The reference of answers that are found in training cannot be precomputed. Leave out "
-            "`precompute_ref_log_probs`."
-        )
-    if "plackett_luce" in trainer.loss_types:
-        raise ValueError(
-            "The loss 'plackett_luce' takes the rejected completions of a row to be in order of preference, which answers "
-            "of the model are not. Use another `loss_type` with SelfPlayCallback."
-        )
-    graded = sorted(GRADED_LOSSES.intersection(trainer.loss_types))
-    if graded and "relevance" in trainer.train_dataset.column_names:
-        raise ValueError(
-            f"The loss {graded[0]!r} takes from the column 'relevance' how good each completion of a row is, and nothing "
-            "there is about answers of the model. Remove the column, or use another `loss_type` with SelfPlayCallback."
-        )
-    if _is_spread(trainer):
-        raise ValueError(
-            "SelfPlayCallback needs the whole model in one process, but it is spread over several, by FSDP, DeepSpeed ZeRO-3 "
-            "or tensor parallelism."
-        )
-    _check_columns(trainer.train_dataset.column_names)
-
-
-def _check_columns(columns: Sequence[str]) -> None:
-    if "prompt" not in columns:
-        raise ValueError(
-            "The training set has no column 'prompt', so that the prompt is what the completions of a row begin with, which "
-            "moves with them. Give an explicit `prompt` to use SelfPlayCallback."
-        )
-    for column in ("tools", "chat_template_kwargs"):
-        if column in columns:
-            raise ValueError(
-                f"The training set has the column {column!r}, which answers are scored without. Remove it to use "
-                "SelfPlayCallback."
-            )
-
-
-def _check_answers(answers: Sequence[Any], completions: dict[str, Any]) -> dict[str, Any]:
-    """From what they say to the answers, each once."""
-    if isinstance(answers, str) or is_message_list(answers):
-        raise ValueError("`answers` is a single answer. Give a list of answers.")
-    example = next(iter(completions.values()))
-    is_one = (lambda answer: isinstance(answer, str)) if isinstance(example, str) else is_message_list
-    checked: dict[str, Any] = {}
-    for number, answer in enumerate(answers):
-        if not is_one(answer) or not _text(answer):
-            raise ValueError(
-                f"`answers[{number}]` is {answer!r}, expected a completion like those of the rows, such as {example!r}."
-            )
-        checked.setdefault(_text(answer), answer)
-    if not any(text in completions and as_text(completions[text]) == as_text(checked[text]) for text in checked):
-        raise ValueError(
-            f"None of the {len(checked)} `answers` is a completion of the training set. Write them as the rows have them, "
-            f"such as {example!r}, with the same space around them."
-        )
-    return checked

@@ -126,6 +126,8 @@ class DMPOTrainer(DPOTrainer):
     data_collator: Any
     # What a callback has put in the place of the rejected completions of the training rows
     rejected_pools: Any = None
+    # What `train` was last given as `resume_from_checkpoint`, of which callbacks are not told
+    resumed_from: str | bool | None = None
     _train_collator: Any = None  # until TRL has made its own
     _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
@@ -389,6 +391,10 @@ class DMPOTrainer(DPOTrainer):
             chosen = chosen.view(len(chosen), -1)
             chosen = F.pad(chosen, (0, most_chosen - chosen.size(1)))
         return chosen, F.pad(rejected, (0, most_rejected - rejected.size(1)))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        self.resumed_from = resume_from_checkpoint
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
         if self.rejected_pools is not None:
