@@ -340,7 +340,7 @@ def plot(results: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     titles = {
         "hit_rate@1": f"Hit rate@1 among {CANDIDATES + 1} films, held-out users",
         "chosen_change": "Change of the right film's log-probability (nats)",
@@ -361,7 +361,7 @@ def plot(results: list[dict], file: Path) -> None:
             panel.errorbar(ks, values, spread, color=COLOURS[place], marker="osD^v"[place], capsize=2, label=method)
         panel.set(title=title, xlabel="K, rejected films of a row", xticks=sorted({each["k"] for each in results}))
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(file, dpi=130)
 
 
@@ -396,7 +396,8 @@ def main(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in ("beta", "learning_rate", "seeds")}
     settings |= {"data": DATA, "shape": SHAPE, "base": BASE, "rows": ROWS, "chosen": CHOSEN}
     if options.output is not None:
-        options.output.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        found = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 5))
+        options.output.write_text(json.dumps({"settings": settings, "results": found}, indent=1) + "\n")
     if options.plot is not None:
         plot(results, options.plot)
     print(tables(results))

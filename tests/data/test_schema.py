@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,12 @@ def test_good_rows(row):
         ({"chosen": [" Aliens", None]}, "no value", "chosen", "entry 1 is None"),
         ({"chosen": [" Aliens", " "]}, "blank completion", "chosen", "entry 1 is blank"),
         ({"chosen": [" Alien"] * 2}, "repeated chosen", "chosen", "entries 0 and 1 are both ' Alien'"),
-        ({"chosen": [" Alien", " Big"]}, "chosen among rejected", "rejected", "entry 1 is the chosen completion ' Big'"),
+        (
+            {"chosen": [" Alien", " Big"]},
+            "chosen among rejected",
+            "rejected",
+            "entry 1 is the chosen completion ' Big'",
+        ),
         (
             {"chosen": [" Alien", [message("Aliens")]]},
             "text and messages mixed",
@@ -105,6 +111,7 @@ def test_problems_of_relevance(relevance, detail):
 def test_good_relevance():
     assert find_relevance_problem(GOOD) is None
     assert find_relevance_problem({**GOOD, "relevance": [2, 1.5, -1]}) is None
+    assert find_relevance_problem({**GOOD, "relevance": list(np.float32([2, 1.5, -1]))}) is None
     assert find_relevance_problem({**GOOD, "chosen": [" Aliens", " Jaws"], "relevance": [2, 1, 0, 0]}) is None
 
 

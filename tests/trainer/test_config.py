@@ -53,15 +53,21 @@ def make(**options) -> DMPOConfig:
             {"reference_free": True, "f_divergence_type": "forward_kl"},
             "`f_divergence_type='forward_kl'` is about a ref",
         ),
+        ({"negative_selection": "boundary", "loss_type": "sft"}, "`negative_selection` has nothing to select"),
+        (
+            {"negative_selection": "boundary", "dynamic_beta": True, "dynamic_beta_margin": float("nan")},
+            "`dynamic_beta_margin` must be a finite number, got nan",
+        ),
         ({"nca_alpha": 0}, "`nca_alpha` must be above 0, got 0"),
+        ({"nca_alpha": float("nan")}, "`nca_alpha` must be above 0, got nan"),
         ({"plackett_luce_places": 0}, "`plackett_luce_places` must be at least 1, got 0"),
         (
             {"loss_type": "plackett_luce", "ld_alpha": 0.5},
-            "`ld_alpha` is about pairs .* plackett_luce does not compare",
+            "`ld_alpha` is about the pairs .* plackett_luce is no loss of",
         ),
         (
             {"loss_type": ["sft", "lipo"], "use_weighting": True},
-            "`use_weighting` is about pairs .* lipo does not compare",
+            "`use_weighting` is about the pairs .* lipo is no loss of",
         ),
     ],
 )

@@ -65,15 +65,18 @@ class TestSeveralChosen:
         lists = [{**row, "chosen": [row["chosen"]]} for row in rows]
         assert_same_step(*(first_step(build(each, per_device_train_batch_size=3)) for each in (rows, lists)))
 
-    @pytest.mark.parametrize("loss", ["dmpo", "sigmoid", "plackett_luce", "bco_pair"])
-    def test_losses_of_one_take_each_in_turn(self, loss, build):
+    @pytest.mark.parametrize(
+        ("loss", "options"),
+        [("dmpo", {}), ("dmpo", {"use_weighting": True}), ("plackett_luce", {}), ("bco_pair", {})],
+    )
+    def test_losses_of_one_take_each_in_turn(self, loss, options, build):
         """A row of several chosen completions is the mean of rows of one."""
         rows = several_rows()
-        together = first_step(build(rows, loss_type=[loss], per_device_train_batch_size=3))[0]
+        together = first_step(build(rows, loss_type=[loss], per_device_train_batch_size=3, **options))[0]
         means = []
         for row in rows:
             alone = [{**row, "chosen": chosen} for chosen in row["chosen"]]
-            trainer = build(alone, loss_type=[loss], per_device_train_batch_size=len(alone))
+            trainer = build(alone, loss_type=[loss], per_device_train_batch_size=len(alone), **options)
             means.append(first_step(trainer)[0])
         assert together == pytest.approx(sum(means) / 3, abs=1e-5)
 
@@ -88,6 +91,12 @@ class TestSeveralChosen:
         options = {"loss_type": [loss], "per_device_train_batch_size": 3}
         live = build(several_rows(), **options)
         computed = build(several_rows(), precompute_ref_log_probs=True, precompute_ref_batch_size=2, **options)
+        assert_same_step(first_step(live), first_step(computed))
+
+    def test_precomputed_of_lists_of_one(self, build):
+        """As many rejected completions as rows: shapes that do not fit would be broadcast."""
+        rows = [{**row, "chosen": [row["chosen"]]} for row in make_rows(2, 2)]
+        live, computed = build(rows), build(rows, precompute_ref_log_probs=True)
         assert_same_step(first_step(live), first_step(computed))
 
     def test_metrics_are_means_over_prompts(self, build):
@@ -160,9 +169,13 @@ class TestRelevance:
         expected = sum(weight * math.log1p(math.exp(-0.1 * margin)) for margin in margins) / 2
         assert first_step(trainer)[0] == pytest.approx(expected, abs=1e-4)
 
-    def test_ignored_where_no_loss_uses_it(self, build):
-        rows = [{**row, "relevance": "high"} for row in make_rows(2, 2)]
-        assert_same_step(first_step(build(rows)), first_step(build(make_rows(2, 2))))
+    @pytest.mark.parametrize("relevance", ["high", [1.0]], ids=str)
+    @pytest.mark.parametrize(
+        "options", [{"precompute_ref_log_probs": True}, {"remove_unused_columns": False}], ids=str
+    )
+    def test_ignored_where_no_loss_uses_it(self, relevance, options, build):
+        rows = [{**row, "relevance": relevance} for row in make_rows(2, 2)]
+        assert_same_step(first_step(build(rows, **options)), first_step(build(make_rows(2, 2))))
 
 
 ROW = {"prompt": "Next:", "chosen": " Aliens", "rejected": [" Heat", " Big"]}
@@ -174,9 +187,14 @@ class TestRowsThatDoNotFitTheLoss:
         [
             ({}, {"loss_type": ["lipo"]}, r"column 'relevance': the loss needs it"),
             (
-                {"relevance": [101, 1, 0]},
+                {"relevance": [31, 1, 0]},
                 {"loss_type": ["lipo"]},
-                "2 to the power of it, and 101 is above 100; use grades",
+                "2 to the power of it, and 31 is above 30; use grades",
+            ),
+            (
+                {"relevance": [3, 2, 1, 2], "rejected": [" Heat", " Big", " Babe"]},
+                {"loss_type": ["plackett_luce"], "plackett_luce_places": 2, "num_negatives": 2},
+                "order of preference, but rejected entry 0 has 2",
             ),
             ({"relevance": [1]}, {"loss_type": ["nca"]}, "1 entries for 1 chosen and 2 rejected completions"),
             (
@@ -211,7 +229,7 @@ class TestRowsThatDoNotFitTheLoss:
 
     def test_mult_dpo_without_lists_says_that_it_is_sdpo(self, build, caplog):
         build([ROW] * 2, loss_type=["mult_dpo"])
-        assert "no row has a list of chosen completions: `mult_dpo` is `sdpo` with one" in caplog.text
+        assert "No row has several chosen completions: `mult_dpo` is `sdpo` with one" in caplog.text
 
 
 class TestReferenceFree:
@@ -234,10 +252,16 @@ class TestReferenceFree:
         assert first_step(trainer)[0] == pytest.approx(sum(losses) / 2 + nll / tokens, abs=1e-5)
         assert "logps/chosen_change" not in trainer._metrics["train"]
 
-    def test_evaluates_and_trains(self, build):
-        trainer = build(make_rows(4, 2), reference_free=True)
+    def test_trains_and_evaluates_without_one(self, build):
+        trainer = build(make_rows(4, 2), reference_free=True, per_device_eval_batch_size=3)
+        trainer.compute_ref_log_probs = None
         trainer.train()
-        assert trainer.evaluate(Dataset.from_list(make_rows(3, 2)))["eval_loss"] > 0
+        losses = []
+        for row in build(make_rows(3, 2), model=trainer.model, perturbed=False).train_dataset:
+            (chosen,), rejected = plain_logps(trainer.model, {**row, "chosen_ids": [row["chosen_ids"]]})
+            losses.append(math.log1p(math.exp(-0.1 * (chosen - sum(rejected) / 2))))
+        loss = trainer.evaluate(Dataset.from_list(make_rows(3, 2)))["eval_loss"]
+        assert loss == pytest.approx(sum(losses) / 3, abs=1e-5)
         assert not trainer.args.precompute_ref_log_probs
 
     def test_a_reference_model_is_refused(self, build, model_path):

@@ -14,6 +14,7 @@ Extra columns are kept and ignored, but for `tools` and `chat_template_kwargs`, 
 import json
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 
@@ -218,4 +219,4 @@ def find_relevance_problem(row: Mapping[str, Any], required: bool = False) -> Pr
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

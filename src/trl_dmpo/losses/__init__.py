@@ -36,7 +36,7 @@ F_DIVERGENCE_LOSSES = frozenset(
 # Take all answers of a prompt at once, several chosen ones included; the others take each chosen one in turn, averaged
 LIST_LOSSES = frozenset({"infonca", "nca", "lipo", "mult_dpo"})
 
-# Compare no pairs, so that `ld_alpha` and `use_weighting` have no meaning
+# Not of one chosen answer and each rejected one, so that `ld_alpha` and `use_weighting` have no meaning
 PAIRLESS_LOSSES = LIST_LOSSES | {"plackett_luce"}
 
 # Use the column `relevance`

@@ -60,4 +60,6 @@ def infonca(scores: Scores, config: Any) -> torch.Tensor:
 
 def target_shares(answers: Answers, config: Any) -> torch.Tensor:
     """softmax(s / α) over the answers of each prompt, of shape (N, A), 0 where there is none."""
-    return (answers.relevance / config.nca_alpha).masked_fill(~answers.mask, -torch.inf).softmax(dim=1)
+    relevance = answers.relevance.masked_fill(~answers.mask, -torch.inf)
+    # The best first: a large number over a small α would have no representation
+    return ((relevance - relevance.amax(1, keepdim=True)) / config.nca_alpha).softmax(dim=1)

@@ -32,7 +32,7 @@ class Answers(NamedTuple):
 @dataclass(frozen=True)
 class Scores:
     r"""
-    Log-probabilities of the completions of a batch of B prompts with up to K rejected completions each.
+    Log-probabilities of B chosen completions, each with up to K rejected completions of its prompt.
 
     All tensors are floating point and in nats, but for the lengths (tokens) and the mask. Where a prompt has fewer than
     K rejected completions, `rejected_mask` is `False` and the values of `rejected_*` are finite and without meaning. A
@@ -62,7 +62,7 @@ class Scores:
         beta_factors (`torch.Tensor`, *optional*):
             β_i / β of each pair under `dynamic_beta`, of shape (B, K), detached. [`margins`] are multiplied with it.
         relevance (`torch.Tensor`, *optional*):
-            Relevance of the chosen and the rejected completions, of shape (B, 1 + K).
+            Relevance of the chosen and the rejected completions, of shape (B, 1 + K), where a loss that is named reads it.
         several (`Answers`, *optional*):
             Where a prompt of the batch has several chosen completions: all completions of its N prompts.
 
@@ -127,8 +127,8 @@ class Scores:
         mask = self.rejected_mask
         return values.expand_as(mask).masked_fill(~mask, 0).sum(1) / mask.sum(1)
 
-    def per_prompt(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` (B,), or (B, K) under `ld_alpha`, as one value a prompt."""
+    def per_chosen(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` (B,), or (B, K) under `ld_alpha`, as one value a chosen completion."""
         return values if values.dim() == 1 else self.mean(values)
 
     def weighted(self, losses: torch.Tensor) -> torch.Tensor:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -51,7 +52,8 @@ class DMPOConfig(DPOConfig):
         dynamic_beta_margin (`float`, *optional*, defaults to `2.0`):
             Margin m of `dynamic_beta`, in nats. The code released with the paper has 6.0.
         reference_free (`bool`, *optional*, defaults to `False`):
-            Whether to use log π_θ in the place of log π_θ/π_ref. No reference model is loaded or run.
+            Whether to use log π_θ in the place of log π_θ/π_ref. No reference model is run, and none is loaded, but under
+            FSDP, where TRL loads one and frees it before training.
         nca_alpha (`float`, *optional*, defaults to `1e-3`):
             Temperature α of relevance in the losses `'infonca'` and `'nca'`. The default is that of the trainer released with
             [NCA](https://huggingface.co/papers/2402.05369) and makes any difference in relevance all or nothing.
@@ -129,7 +131,7 @@ class DMPOConfig(DPOConfig):
         default=False,
         metadata={
             "help": "Whether to use the policy's log-probabilities in the place of their ratios to the reference's. No "
-            "reference model is loaded or run."
+            "reference model is run."
         },
     )
     nca_alpha: float = field(
@@ -162,7 +164,7 @@ class DMPOConfig(DPOConfig):
         self._check_prefix_sharing()
         self._check_selection()
         self._check_reference_free()
-        if self.nca_alpha <= 0:
+        if not self.nca_alpha > 0:
             raise ValueError(f"`nca_alpha` must be above 0, got {self.nca_alpha}.")
         if self.plackett_luce_places is not None and self.plackett_luce_places < 1:
             raise ValueError(
@@ -192,8 +194,8 @@ class DMPOConfig(DPOConfig):
         for option, is_set in (("ld_alpha", self.ld_alpha is not None), ("use_weighting", self.use_weighting)):
             if is_set and named & PAIRLESS_LOSSES:
                 raise ValueError(
-                    f"`{option}` is about pairs of a chosen and a rejected completion, which "
-                    f"{_listed(named & PAIRLESS_LOSSES)} does not compare. Leave it out, or use another loss."
+                    f"`{option}` is about the pairs of one chosen completion and each rejected one, which "
+                    f"{_listed(named & PAIRLESS_LOSSES)} is no loss of. Leave it out, or use another loss."
                 )
         if self.f_divergence_type != "reverse_kl" and not named <= F_DIVERGENCE_LOSSES:
             raise ValueError(
@@ -220,6 +222,10 @@ class DMPOConfig(DPOConfig):
             raise ValueError(
                 f"`num_hard_negatives={count}` asks for more than the `num_negatives={self.num_negatives}` that are drawn."
             )
+        if selection != "all" and self.loss_type == ["sft"]:
+            raise ValueError("`negative_selection` has nothing to select: the loss 'sft' has no rejected completions.")
+        if not math.isfinite(self.dynamic_beta_margin):
+            raise ValueError(f"`dynamic_beta_margin` must be a finite number, got {self.dynamic_beta_margin}.")
         if not self.dynamic_beta:
             return
         if selection == "all":

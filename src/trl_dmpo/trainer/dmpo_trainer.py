@@ -29,7 +29,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from ..losses import GRADED_LOSSES, LIST_LOSSES, LOSSES, Scores
+from ..losses import LIST_LOSSES, LOSSES, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
 from .collator import DataCollatorForMultiPreference, is_nested
 from .dmpo_config import DMPOConfig, loss_name
@@ -93,8 +93,8 @@ class DMPOTrainer(DPOTrainer):
             Processing class used to process the data. If `None`, it is loaded from the model's name.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             Function that computes metrics at evaluation. `predictions` are log-probabilities of completions, of shape
-            (rows, C), the chosen one first; `label_ids` of the same shape are 1 for the chosen completion, 0 for the
-            rejected ones and -100 where a row has fewer; there, `predictions` mean nothing.
+            (rows, C), the chosen ones first; `label_ids` of the same shape are 1 for the chosen completions, 0 for the
+            rejected ones and -100 where there is none; there, `predictions` mean nothing.
         callbacks (list of [`~transformers.TrainerCallback`], *optional*):
             List of callbacks to customize the training loop.
         optimizers (`tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]`, *optional*, defaults to `(None, None)`):
@@ -184,7 +184,8 @@ class DMPOTrainer(DPOTrainer):
         if args.reference_free:
             if ref_model is not None:
                 raise ValueError("`reference_free=True` has no use for a `ref_model`. Leave one of them out.")
-            # TRL loads no reference model where it believes that its log-probabilities come with the rows
+            # TRL keeps no reference model where it believes, until `__init__` is done, that its log-probabilities are
+            # computed beforehand
             args.precompute_ref_log_probs = True
         try:
             super().__init__(
@@ -266,17 +267,15 @@ class DMPOTrainer(DPOTrainer):
             dataset = prepare_dataset(
                 dataset, dataset_name, processing_class, self._tokenizer.eos_token, args, self._needs
             )
-        if (
-            "mult_dpo" in self._needs.losses
-            and isinstance(dataset, Dataset)
-            and not is_nested(dataset[0]["chosen_ids"])
-        ):
-            logger.warning(f"{dataset_name}: no row has a list of chosen completions: `mult_dpo` is `sdpo` with one.")
+        if dataset_name == "train" and "mult_dpo" in self._needs.losses and isinstance(dataset, Dataset):
+            chosen = dataset.select_columns("chosen_ids")["chosen_ids"]
+            if not any(is_nested(ids) and len(ids) > 1 for ids in chosen):
+                logger.warning("No row has several chosen completions: `mult_dpo` is `sdpo` with one.")
         return dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = ["row_index"] if GRADED_LOSSES.isdisjoint(self._needs.losses) else ["row_index", "relevance"]
+        columns = ["row_index", "relevance"] if self._needs.relevance else ["row_index"]
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def get_train_dataloader(self):
@@ -422,11 +421,9 @@ class DMPOTrainer(DPOTrainer):
             return torch.zeros_like(logps[0]), torch.zeros_like(logps[1])
         if not self.precompute_ref_logps:
             return self.compute_ref_log_probs(self.ref_model if self.ref_model is not None else self.model, inputs)
-        # They are padded to what the longest row of the dataset has
         chosen, rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        if chosen.dim() == 2:
-            chosen = chosen[:, : logps[0].size(1)] if logps[0].dim() == 2 else chosen[:, 0]
-        return chosen, rejected[:, : logps[1].size(1)]
+        # Where `chosen` is a list, also if it is of one in all rows of the batch
+        return (chosen[:, 0] if chosen.dim() > logps[0].dim() else chosen), rejected
 
     def _scores(self, token_logps: torch.Tensor, outputs: Any, inputs: dict[str, Any]) -> Scores:
         """What the losses see, a row for each chosen completion."""
@@ -451,7 +448,8 @@ class DMPOTrainer(DPOTrainer):
             if term.shape != expected:
                 raise ValueError(
                     f"The loss {loss_name(name)!r} returned a tensor of shape {tuple(term.shape)}, expected one value for "
-                    f"each chosen completion, {expected}. For a loss of pairs, use `trl_dmpo.losses.over_pairs`."
+                    f"each chosen completion, {expected}. For a loss of pairs, use `trl_dmpo.losses.over_pairs`; one that "
+                    "takes all `scores.answers` of a prompt at once is for rows with one chosen completion."
                 )
             terms.append(term if by_prompt else per_prompt(term, inputs["chosen_lengths"]))
         return terms

@@ -80,7 +80,7 @@ def preference_metrics(scores: Scores, beta: float) -> dict[str, torch.Tensor]:
         "rewards/accuracies": scores.mean((chosen > rejected).float()),
         "rewards/margins": scores.mean(margins),
         "rewards/hardest_margin": margins.masked_fill(~scores.rejected_mask, torch.inf).amin(1),
-        "logps/chosen": scores.per_prompt(scores.chosen_logps),
+        "logps/chosen": scores.per_chosen(scores.chosen_logps),
         "logps/rejected": scores.mean(scores.rejected_logps),
         "logps/chosen_change": scores.mean(scores.chosen_logratios),
         "negatives/active": scores.mean((torch.sigmoid(-margins) > 0.01).float()),

@@ -8,8 +8,8 @@ from ..data.schema import Problem, as_list, find_relevance_problem, is_several
 from ..losses import GRADED_LOSSES
 
 
-# 2^128 has no representation in single precision
-_HIGHEST_GRADE = 100
+# 2 to the power of it is in the gradient, which clipping and optimizers square, in single precision
+_HIGHEST_GRADE = 30
 
 
 class Needs(NamedTuple):
@@ -34,7 +34,15 @@ class Needs(NamedTuple):
     def of(cls, config: Any) -> "Needs":
         """The needs of a [`DMPOConfig`]."""
         losses = tuple(loss for loss in config.loss_type if isinstance(loss, str))
-        return cls(losses, config.ld_alpha, config.num_hard_negatives, config.plackett_luce_places)
+        # Which completions are in the first places, a draw or a selection decides
+        takes_all = config.num_negatives is None and config.negative_selection == "all"
+        places = config.plackett_luce_places if takes_all else None
+        return cls(losses, config.ld_alpha, config.num_hard_negatives, places)
+
+    @property
+    def relevance(self) -> bool:
+        """Whether a loss reads the column `relevance`."""
+        return not GRADED_LOSSES.isdisjoint(self.losses)
 
 
 def find_loss_problem(row: Mapping[str, Any], needs: Needs) -> Problem | None:
@@ -51,7 +59,7 @@ def find_loss_problem(row: Mapping[str, Any], needs: Needs) -> Problem | None:
             f"there are {count}, fewer than `num_hard_negatives={needs.num_hard_negatives}`; give more or lower it",
         )
     is_ranked = "plackett_luce" in needs.losses
-    if not is_ranked and GRADED_LOSSES.isdisjoint(needs.losses):
+    if not is_ranked and not needs.relevance:
         return None
     problem = find_relevance_problem(row, required="lipo" in needs.losses)
     if problem is not None or row.get("relevance") is None:

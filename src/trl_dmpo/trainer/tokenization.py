@@ -183,7 +183,7 @@ def prepare_dataset(
     if problems:
         dataset = _without(dataset, name, problems, keep, config.on_invalid_row)
     dataset = dataset.map(
-        lambda row, index: _tokenize_at(tokenize, row, name, keep[index]),
+        lambda row, index: _tokenize_at(tokenize, row, name, keep[index], needs),
         with_indices=True,
         num_proc=num_proc,
         desc=f"Tokenizing {name} dataset",
@@ -207,9 +207,11 @@ def prepare_dataset(
     return fitting
 
 
-def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], name: str, index: int) -> dict[str, Any]:
+def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], name: str, index: int, needs: Needs) -> dict[str, Any]:
+    # A column of this name that no loss reads may hold anything
+    unread = {"relevance": None} if "relevance" in row and not needs.relevance else {}
     try:
-        return {"row_index": index, **tokenize(row)}
+        return {"row_index": index, **tokenize(row), **unread}
     except ValueError as error:
         raise ValueError(f"{name}[{index}]: {error}") from error
 
@@ -270,5 +272,5 @@ def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row, 
         return False
 
     dataset = dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
-    dataset = dataset.filter(is_valid).map(lambda row: _tokenize_at(tokenize, row, name, row["row_index"]))
+    dataset = dataset.filter(is_valid).map(lambda row: _tokenize_at(tokenize, row, name, row["row_index"], needs))
     return dataset.filter(fits)
