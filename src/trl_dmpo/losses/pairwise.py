@@ -105,8 +105,9 @@ def apo_down(scores: Scores, config: Any) -> torch.Tensor:
 def discopop(scores: Scores, config: Any) -> torch.Tensor:
     """A blend of logistic and exponential loss. Equation 5 of [DiscoPOP](https://huggingface.co/papers/2406.08414)."""
     logits = config.beta * margins(scores, config)
-    exponential = torch.sigmoid(logits / config.discopop_tau)
-    return -F.logsigmoid(logits) * (1 - exponential) + torch.exp(-logits) * exponential
+    scaled = logits / config.discopop_tau
+    # The product of e^-x and the share of the exponential loss, of which the first alone would overflow
+    return -F.logsigmoid(logits) * torch.sigmoid(-scaled) + torch.exp(F.logsigmoid(scaled) - logits)
 
 
 def _transport(left: torch.Tensor, right: torch.Tensor, scores: Scores, config: Any) -> torch.Tensor:
