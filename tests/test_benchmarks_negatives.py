@@ -2,21 +2,17 @@
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks/many_negatives.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.syspath_prepend(BENCHMARKS)
     import many_negatives
 
     return many_negatives
@@ -62,28 +58,19 @@ def test_rows_are_the_same_for_every_k(bench, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sweep_runs_and_goes_on(tmp_path):
-    command = [
-        sys.executable,
-        SCRIPT,
-        "--tiny",
-        "--seeds",
-        "0",
-        "--work",
-        tmp_path / "work",
-        "--learning_rate",
-        "0.01",
-    ]
-    files = ["--output", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+def test_the_sweep_runs_and_goes_on(bench, monkeypatch, tmp_path):
+    for name in bench.TINY:
+        monkeypatch.setattr(bench, name, getattr(bench, name))  # as they are again afterwards
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
 
-    def call(*arguments):
-        subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, env=environment)
+    def runs(*arguments):
+        options = ["--tiny", "--seeds", "0", "--work", str(tmp_path / "work"), "--learning_rate", "0.01", "--ks", "2"]
+        bench.main(bench.parse([*options, *map(str, arguments)]))
         return (tmp_path / "work/runs.jsonl").read_text().splitlines()
 
-    first = call("--ks", "2", "--methods", "sft", "dmpo")
+    first = runs("--methods", "sft", "dmpo")
     assert len(first) == 3  # the start is one of them
-    both = call("--ks", "2", *files)
+    both = runs("--output", tmp_path / "out.json", "--plot", tmp_path / "out.png")
     assert both[:3] == first
     assert len(both) == 2 + 5
     assert (tmp_path / "out.png").stat().st_size > 10_000

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
-from tests.conftest import make_rows
+from tests.conftest import make_rows, not_interpreted
 from tests.trainer.helpers import assert_same_step, first_step
 from trl_dmpo import DataCollatorForMultiPreference
 
@@ -60,11 +60,13 @@ class TestSeveralChosen:
         expected = [by_hand(*ratios) for ratios in log_ratios(trainer)]
         assert first_step(trainer)[0] == pytest.approx(sum(expected) / 3, abs=1e-5)
 
+    @not_interpreted
     def test_a_list_of_one_is_one(self, build):
         rows = make_rows(3, [3, 1])
         lists = [{**row, "chosen": [row["chosen"]]} for row in rows]
         assert_same_step(*(first_step(build(each, per_device_train_batch_size=3)) for each in (rows, lists)))
 
+    @not_interpreted
     @pytest.mark.parametrize(
         ("loss", "options"),
         [("dmpo", {}), ("dmpo", {"use_weighting": True}), ("plackett_luce", {}), ("bco_pair", {})],
@@ -146,6 +148,7 @@ class TestSeveralChosen:
         assert batch["relevance"].tolist() == [[100, *drawn]]
         assert len(drawn) == 3
 
+    @not_interpreted
     def test_implicit_prompt(self, build):
         rows = several_rows()
         implicit = [
@@ -169,6 +172,7 @@ class TestRelevance:
         expected = sum(weight * math.log1p(math.exp(-0.1 * margin)) for margin in margins) / 2
         assert first_step(trainer)[0] == pytest.approx(expected, abs=1e-4)
 
+    @not_interpreted
     @pytest.mark.parametrize("relevance", ["high", [1.0]], ids=str)
     @pytest.mark.parametrize(
         "options", [{"precompute_ref_log_probs": True}, {"remove_unused_columns": False}], ids=str
@@ -285,6 +289,7 @@ class TestSelection:
             kept.append({**row, "rejected": [row["rejected"][index] for index in hardest]})
         assert_same_step(first_step(trainer), first_step(build(kept, **options)))
 
+    @not_interpreted
     def test_of_several_chosen(self, build):
         """Boundary selection is another for each chosen completion; a list of all has those of any of them."""
         rows = several_rows()
@@ -298,6 +303,7 @@ class TestSelection:
         expected = build(kept, loss_type=["mult_dpo"], per_device_train_batch_size=3)
         assert_same_step(first_step(trainer), first_step(expected))
 
+    @not_interpreted
     def test_metrics_are_over_all(self, build):
         logged = []
         for options in ({}, {"negative_selection": "hardest", "num_hard_negatives": 1}):
