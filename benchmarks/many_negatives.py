@@ -5,7 +5,7 @@ What many rejected answers do to a recommender: losses against K, on MovieLens-1
 python benchmarks/many_negatives.py --log ml-100k/ --output benchmarks/many_negatives.json --plot docs/images/many_negatives.png
 ```
 
-An hour on one core. `--log` is a folder that `load_interactions` reads. Each seed has a split of its own, and with it its
+Half an hour on one core. `--log` is a folder that `load_interactions` reads. Each seed has a split of its own, and with it its
 users, negatives, base model, and rows to train on. What is done is kept in `--work`: a run that was stopped goes on where it
 was, and several processes, each with `--seeds` of its own, can share the work; the last call, with all of them, makes the
 figures.
@@ -310,7 +310,6 @@ def of_seed(run: dict, start: dict) -> dict:
         "hit_rate@1": float(np.mean(run["hit_rate@1"])),
         "chosen_change": float(np.mean(run["chosen"]) - np.mean(start["chosen"])),
         "trained_on_change": run["trained_on"] - start["trained_on"],
-        "seconds": run["seconds"],
     }
 
 

@@ -29,7 +29,7 @@ def test_figures_are_those_of_all_seeds(bench):
         runs[seed, "sft", 1] = made_up([1.0, 1.0], [-1.0, -3.0])
         runs[seed, "dmpo", 5] = made_up([0.0, 0.0], [-2.0 - drop, -4.0 - drop])
     for (seed, *_), run in runs.items():
-        run |= {"seed": seed, "seconds": {}}
+        run["seed"] = seed
     start, sft, dmpo = bench.summarise(runs, [0, 1])
     assert [each["hit_rate@1"]["value"] for each in (start, sft, dmpo)] == [0.5, 1.0, 0.0]
     assert dmpo["chosen_change"]["value"] == -2.0
