@@ -205,6 +205,10 @@ def training_rows(rows, k: int, seed: int):
     users = rows["user_id"][:]
     # The rows of a user are in the order of time
     starts = [row for row in range(len(rows) - CHOSEN + 1) if users[row] == users[row + CHOSEN - 1]]
+    if len(starts) < ROWS:
+        raise ValueError(
+            f"The log has {len(starts)} training rows with {CHOSEN} films to choose, {ROWS} are needed: take a larger one."
+        )
     drawn = np.random.default_rng(seed).choice(starts, ROWS, replace=False).tolist()
     return Dataset.from_list(
         [
@@ -385,7 +389,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="made-up data and a thin model, to see that the script runs"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not all(1 <= k <= DATA["num_negatives"] for k in options.ks):
+        parser.error(
+            f"--ks: {options.ks}, but a row has {DATA['num_negatives']} rejected films. Give numbers from 1 to that."
+        )
+    return options
 
 
 def main(options: argparse.Namespace) -> None:

@@ -56,6 +56,16 @@ def test_rows_are_the_same_for_every_k(bench, monkeypatch):
         assert rows[place + 2]["prompt"].endswith("".join(f"{title}\n" for title in row["chosen"][:2]))
     assert one != bench.training_rows(rows, 1, seed=1).to_list()
 
+    monkeypatch.setattr(bench, "ROWS", 10**6)
+    with pytest.raises(ValueError, match="training rows with 3 films to choose, 1000000 are needed"):
+        bench.training_rows(rows, 1, seed=0)
+
+
+def test_k_is_at_most_what_a_row_has(bench, capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(["--ks", "1", "20"])
+    assert "--ks: [1, 20], but a row has 19 rejected films" in capsys.readouterr().err
+
 
 @pytest.mark.slow
 def test_the_sweep_runs_and_goes_on(bench, monkeypatch, tmp_path):
