@@ -143,12 +143,14 @@ anything = st.recursive(
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected"]), anything))
+@given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "relevance"]), anything))
 def test_no_row_is_a_crash(row):
     problem = find_problem(row)
+    if problem is None and (unread := find_relevance_problem(row)) is not None:
+        assert unread.column == "relevance"
     if problem is None:
-        completions = [row["chosen"], *as_list(row["rejected"])]
-        assert len({type(completion) for completion in completions}) == 1
+        completions = [*as_list(row["chosen"]), *as_list(row["rejected"])]
+        assert {type(completion) for completion in completions} in ({str}, {list})
     else:
         assert problem.column in ("prompt", "chosen", "rejected")
         assert problem.detail

@@ -20,6 +20,7 @@ TRAINER_HOOKS = {
     "_precompute_ref_logps": "overridden: K differs from row to row; calls the original with padded rows",
     "compute_ref_log_probs": "overridden: K per prompt, either layout; TRL's precomputation calls it",
     "_compute_loss": "overridden: the multi-negative loss",
+    "train": "overridden: remembers what it resumes from, for callbacks",
     "training_step": "overridden: rejected completions that a callback has put in the place of a row's",
     "prediction_step": "overridden: `compute_metrics` gets log-probabilities instead of logits",
     "get_train_dataloader": "overridden: negatives are drawn in training only",
