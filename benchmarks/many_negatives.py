@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,10 @@ def training_rows(rows, k: int, seed: int):
 def train(model, tokenizer, rows, arguments: dict[str, Any]) -> None:
     from trl_dmpo import DMPOConfig, DMPOTrainer
 
-    seed = arguments.pop("seed")
-    args = DMPOConfig(
-        "unused", per_device_train_batch_size=4, num_train_epochs=1, save_strategy="no", **arguments, **quiet(seed)
-    )
-    run_quietly(DMPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer))
+    arguments |= {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_strategy": "no"}
+    with tempfile.TemporaryDirectory() as folder:
+        args = DMPOConfig(folder, **arguments | quiet(arguments["seed"]))
+        run_quietly(DMPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer))
 
 
 def quiet(seed: int) -> dict[str, Any]:
@@ -267,7 +267,9 @@ def sweep(options: argparse.Namespace) -> dict[tuple[int, str, int], dict]:
     for seed in options.seeds:
         bench = Bench(options, seed)
         for method, k in track(cases, f"Seed {seed}"):
-            key = hash_of([bench.folder.name, ROWS, CHOSEN, k, bench.arguments(method) if method != "start" else None])
+            key = hash_of(
+                [bench.folder.name, DATA, ROWS, CHOSEN, k, bench.arguments(method) if method != "start" else None]
+            )
             if key not in done:
                 done[key] = {"key": key, "seed": seed, "method": method, "k": k, **bench.run(method, k)}
                 with file.open("a", encoding="utf-8") as runs:

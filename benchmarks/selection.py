@@ -105,7 +105,8 @@ def measure(options: argparse.Namespace) -> dict:
     on_gpu = options.device == "cuda"
     return {
         "settings": {
-            name: getattr(options, name) for name in ("k", "batch", "prompt", "completion", "dtype", "rounds")
+            name: getattr(options, name)
+            for name in ("k", "batch", "prompt", "completion", "dtype", "rounds", "repeats")
         }
         | {"device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"},
         "step": {name: statistics.median(seconds) for name, seconds in steps.items()},

@@ -33,7 +33,10 @@ def make(**options) -> DMPOConfig:
         ({"negative_selection": "random"}, "must be 'all', 'hardest' or 'boundary', got 'random'"),
         ({"negative_selection": "hardest"}, "go together: set both, such as 'hardest' and 4, or neither"),
         ({"num_hard_negatives": 3}, "go together.* got 'all' and 3"),
-        ({"negative_selection": "hardest", "num_hard_negatives": 0}, "`num_hard_negatives` must be at least 1, got 0"),
+        (
+            {"negative_selection": "hardest", "num_hard_negatives": 0},
+            "`num_hard_negatives` must be a whole number of at least 1, got 0",
+        ),
         (
             {"negative_selection": "hardest", "num_hard_negatives": 4, "num_negatives": 3},
             "`num_hard_negatives=4` asks for more than the `num_negatives=3` that are drawn",
@@ -58,9 +61,10 @@ def make(**options) -> DMPOConfig:
             {"negative_selection": "boundary", "dynamic_beta": True, "dynamic_beta_margin": float("nan")},
             "`dynamic_beta_margin` must be a finite number, got nan",
         ),
+        ({"plackett_luce_places": 1.5}, "`plackett_luce_places` must be a whole number of at least 1, got 1.5"),
         ({"nca_alpha": 0}, "`nca_alpha` must be above 0, got 0"),
         ({"nca_alpha": float("nan")}, "`nca_alpha` must be above 0, got nan"),
-        ({"plackett_luce_places": 0}, "`plackett_luce_places` must be at least 1, got 0"),
+        ({"plackett_luce_places": 0}, "`plackett_luce_places` must be a whole number of at least 1, got 0"),
         (
             {"loss_type": "plackett_luce", "ld_alpha": 0.5},
             "`ld_alpha` is about the pairs .* plackett_luce is no loss of",

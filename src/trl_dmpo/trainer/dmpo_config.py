@@ -166,9 +166,10 @@ class DMPOConfig(DPOConfig):
         self._check_reference_free()
         if not self.nca_alpha > 0:
             raise ValueError(f"`nca_alpha` must be above 0, got {self.nca_alpha}.")
-        if self.plackett_luce_places is not None and self.plackett_luce_places < 1:
+        places = self.plackett_luce_places
+        if places is not None and (not isinstance(places, int) or places < 1):
             raise ValueError(
-                f"`plackett_luce_places` must be at least 1, got {self.plackett_luce_places}. Leave it out to take the whole "
+                f"`plackett_luce_places` must be a whole number of at least 1, got {places}. Leave it out to take the whole "
                 "ranking into account."
             )
         if self.num_negatives is not None and self.num_negatives < 1:
@@ -216,14 +217,18 @@ class DMPOConfig(DPOConfig):
                 "`negative_selection='hardest'` and `num_hard_negatives` go together: set both, such as 'hardest' and 4, or "
                 f"neither; got {selection!r} and {count}."
             )
-        if count is not None and count < 1:
-            raise ValueError(f"`num_hard_negatives` must be at least 1, got {count}.")
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"`num_hard_negatives` must be a whole number of at least 1, got {count}.")
         if count is not None and self.num_negatives is not None and count > self.num_negatives:
             raise ValueError(
-                f"`num_hard_negatives={count}` asks for more than the `num_negatives={self.num_negatives}` that are drawn."
+                f"`num_hard_negatives={count}` asks for more than the `num_negatives={self.num_negatives}` that are drawn. "
+                "Raise the one or lower the other."
             )
         if selection != "all" and self.loss_type == ["sft"]:
-            raise ValueError("`negative_selection` has nothing to select: the loss 'sft' has no rejected completions.")
+            raise ValueError(
+                "`negative_selection` has nothing to select: the loss 'sft' has no rejected completions. Leave it out, or add "
+                "another loss."
+            )
         if not math.isfinite(self.dynamic_beta_margin):
             raise ValueError(f"`dynamic_beta_margin` must be a finite number, got {self.dynamic_beta_margin}.")
         if not self.dynamic_beta:

@@ -125,9 +125,8 @@ def select_for_each(scores: Scores, config: Any, chosen_lengths: torch.Tensor) -
     selected = select_negatives(scores, config)
     if scores.several is None or config.negative_selection == "all":
         return selected
-    prompts, places = chosen_lengths.nonzero(as_tuple=True)
-    count = chosen_lengths.size(1)
-    by_chosen = selected.rejected_mask.new_zeros(*chosen_lengths.shape, selected.rejected_mask.size(1))
-    by_chosen[prompts, places] = selected.rejected_mask
-    mask = torch.cat([scores.several.mask[:, :count], by_chosen.any(1)], dim=1)
+    is_chosen = (chosen_lengths > 0).unsqueeze(2)
+    by_chosen = is_chosen.expand(-1, -1, selected.rejected_mask.size(1))
+    by_chosen = torch.zeros_like(by_chosen).masked_scatter(by_chosen, selected.rejected_mask)
+    mask = torch.cat([scores.several.mask[:, : chosen_lengths.size(1)], by_chosen.any(1)], dim=1)
     return replace(selected, several=scores.several._replace(mask=mask))
