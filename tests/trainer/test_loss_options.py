@@ -196,9 +196,9 @@ class TestRowsThatDoNotFitTheLoss:
                 "2 to the power of it, and 31 is above 30; use grades",
             ),
             (
-                {"relevance": [3, 2, 1, 2], "rejected": [" Heat", " Big", " Babe"]},
+                {"relevance": [4, 3, 1, 2], "rejected": [" Heat", " Big", " Babe"]},
                 {"loss_type": ["plackett_luce"], "plackett_luce_places": 2, "num_negatives": 2},
-                "order of preference, but rejected entry 0 has 2",
+                "order of preference, but rejected entry 1 has 1",
             ),
             ({"relevance": [1]}, {"loss_type": ["nca"]}, "1 entries for 1 chosen and 2 rejected completions"),
             (

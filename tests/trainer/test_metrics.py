@@ -20,10 +20,10 @@ def test_ranking_by_hand():
 
 
 def test_preferences_by_hand():
-    """r_w = 1 against r = (0, -60, nothing), and r_w = -2 against r = (3,); beta = 0.5."""
+    """r_w = 1 against r = (-7, -9, nothing), and r_w = -2 against r = (3,); beta = 0.5."""
     scores = Scores(
         chosen_logps=torch.tensor([-4.0, -9.0]),
-        rejected_logps=torch.tensor([[-6.0, -67.0, 9.0], [-4.0, 99.0, 99.0]]),
+        rejected_logps=torch.tensor([[-13.0, -16.0, 9.0], [-4.0, 99.0, 99.0]]),
         ref_chosen_logps=torch.tensor([-5.0, -7.0]),
         ref_rejected_logps=torch.tensor([[-6.0, -7.0, -9.0], [-7.0, 0.0, 0.0]]),
         chosen_lengths=torch.tensor([2, 2]),
@@ -33,14 +33,14 @@ def test_preferences_by_hand():
     )
     expected = {
         "rewards/chosen": [0.5, -1.0],
-        "rewards/rejected": [-15.0, 1.5],
+        "rewards/rejected": [-4.0, 1.5],
         "rewards/accuracies": [1.0, 0.0],
-        "rewards/margins": [15.5, -2.5],
-        "rewards/hardest_margin": [0.5, -2.5],
+        "rewards/margins": [4.5, -2.5],
+        "rewards/hardest_margin": [4.0, -2.5],
         "logps/chosen": [-4.0, -9.0],
-        "logps/rejected": [-36.5, -4.0],
+        "logps/rejected": [-14.5, -4.0],
         "logps/chosen_change": [1.0, -2.0],
-        # The sigmoid of -0.5 and of 2.5 is above 1%, that of -30.5 is not
+        # The sigmoid of -4 is 1.8%, that of -5 is 0.7%
         "negatives/active": [0.5, 1.0],
     }
     metrics = preference_metrics(scores, beta=0.5)
