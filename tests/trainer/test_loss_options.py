@@ -228,8 +228,9 @@ class TestRowsThatDoNotFitTheLoss:
             build(dataset, **options).train()
 
     def test_places_beyond_those_that_count_may_be_tied(self, build):
-        rows = [{**ROW, "relevance": [3, 1, 1]}]
-        first_step(build(rows, loss_type=["plackett_luce"], plackett_luce_places=1, per_device_train_batch_size=1))
+        rows = [{**ROW, "relevance": [3, 1, 1]}] * 2
+        ranked = build(rows, loss_type=["plackett_luce"], plackett_luce_places=1)
+        assert_same_step(first_step(ranked), first_step(build(rows, loss_type=["sdpo"])))
 
     def test_mult_dpo_without_lists_says_that_it_is_sdpo(self, build, caplog):
         build([ROW] * 2, loss_type=["mult_dpo"])

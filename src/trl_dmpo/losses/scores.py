@@ -29,6 +29,15 @@ class Answers(NamedTuple):
     relevance: torch.Tensor
 
 
+def make_answers(
+    logratios: torch.Tensor, mask: torch.Tensor, num_chosen: int, relevance: torch.Tensor | None
+) -> Answers:
+    """[`Answers`] of which the first `num_chosen` places are for chosen completions; with a relevance of 1 and 0 if `None`."""
+    chosen = mask.clone()
+    chosen[:, num_chosen:] = False
+    return Answers(logratios, mask, chosen, chosen.to(logratios) if relevance is None else relevance)
+
+
 @dataclass(frozen=True)
 class Scores:
     r"""
@@ -106,10 +115,7 @@ class Scores:
         if self.several is not None:
             return self.several
         logratios = torch.cat([self.chosen_logratios, self.rejected_logratios], dim=1)
-        mask = F.pad(self.rejected_mask, (1, 0), value=True)
-        chosen = torch.zeros_like(mask)
-        chosen[:, 0] = True
-        return Answers(logratios, mask, chosen, chosen.to(logratios) if self.relevance is None else self.relevance)
+        return make_answers(logratios, F.pad(self.rejected_mask, (1, 0), value=True), 1, self.relevance)
 
     @property
     def chosen_logratios(self) -> torch.Tensor:

@@ -102,10 +102,11 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         drawn = [self._draw(example) for example in examples]
         chosen = [ids if is_nested(ids) else [ids] for ids in (example["chosen_ids"] for example in examples)]
         most = max(map(len, chosen))
-        batch = self.lay_out(list(map(self._candidates, examples, chosen, drawn, [most] * len(examples))))
+        parts = list(zip(examples, chosen, drawn, strict=True))
+        batch = self.lay_out([self._candidates(*part, most) for part in parts])
         batch["chosen_lengths"] = batch["completion_lengths"][:, :most]
         if any(example.get("relevance") is not None for example in examples):
-            batch["relevance"] = _stack(list(map(_relevance, examples, chosen, drawn, [most] * len(examples))))
+            batch["relevance"] = _stack([_relevance(*part, most) for part in parts])
         if "row_index" in examples[0]:
             batch["row_index"] = torch.tensor([example["row_index"] for example in examples])
         for name in ("ref_chosen_logps", "ref_rejected_logps"):

@@ -2,7 +2,7 @@
 
 import contextlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,19 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         # A stream that starts over is still in its first epoch to `Trainer`, which knows `max_steps` only
         self.epoch.fill_(max(int(state.epoch or 0), int(self.epoch) + 1))
+
+
+@contextlib.contextmanager
+def _as_trl_knows_it(args: DMPOConfig) -> Iterator[None]:
+    """`args` while `DPOTrainer.__init__` checks them, which knows neither our losses nor training without a reference."""
+    loss_type, precompute = args.loss_type, args.precompute_ref_log_probs
+    args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
+    # It keeps no reference model where it believes that its log-probabilities are computed beforehand
+    args.precompute_ref_log_probs = precompute or args.reference_free
+    try:
+        yield
+    finally:
+        args.loss_type, args.precompute_ref_log_probs = loss_type, precompute
 
 
 class DMPOTrainer(DPOTrainer):
@@ -178,16 +191,9 @@ class DMPOTrainer(DPOTrainer):
         self._measured: set[int] = set()  # the policy and, if there is one, the reference model
         self._pool_size: tuple[int, int] | None = None
         self._needs = Needs.of(args)
-        # TRL checks its own losses in `__init__` and does not know ours; to it, they pass for the loss of DPO
-        loss_type = args.loss_type
-        args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
-        if args.reference_free:
-            if ref_model is not None:
-                raise ValueError("`reference_free=True` has no use for a `ref_model`. Leave one of them out.")
-            # TRL keeps no reference model where it believes, until `__init__` is done, that its log-probabilities are
-            # computed beforehand
-            args.precompute_ref_log_probs = True
-        try:
+        if args.reference_free and ref_model is not None:
+            raise ValueError("`reference_free=True` has no use for a `ref_model`. Leave one of them out.")
+        with _as_trl_knows_it(args):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -202,12 +208,9 @@ class DMPOTrainer(DPOTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-        finally:
-            args.loss_type = loss_type
-            if args.reference_free:
-                args.precompute_ref_log_probs = self.precompute_ref_logps = False
-        self.loss_types = loss_type
-        self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in loss_type]
+        self.precompute_ref_logps = args.precompute_ref_log_probs
+        self.loss_types = args.loss_type
+        self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in args.loss_type]
         self._adopt_collator()
         if self._train_collator.num_negatives is not None:
             self.add_callback(_EpochCallback(self._train_collator.epoch))
@@ -454,6 +457,7 @@ class DMPOTrainer(DPOTrainer):
             terms.append(term if by_prompt else per_prompt(term, inputs["chosen_lengths"]))
         return terms
 
+    @torch.no_grad()
     def _log_metrics(
         self,
         loss: torch.Tensor,
@@ -478,7 +482,7 @@ class DMPOTrainer(DPOTrainer):
         is_top1 = gather_completions(outputs.is_top1, inputs)
         metrics.add("mean_token_accuracy", is_top1[:, :count], tokens[:, :count])
         found = preference_metrics(scores, self.beta)
-        chosen, rejected = split_chosen(token_logps.sum(-1).detach(), inputs["chosen_lengths"])
+        chosen, rejected = split_chosen(token_logps.sum(-1), inputs["chosen_lengths"])
         mask = F.pad(scores.rejected_mask, (1, 0), value=True)
         found |= ranking_metrics(torch.cat([chosen.unsqueeze(1), rejected], dim=1), mask, self.args.ranking_k)
         if self.args.reference_free:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..losses import Answers, Scores
+from ..losses import Scores
+from ..losses.scores import make_answers
 from ..losses.selection import select_negatives
 
 
@@ -87,7 +88,9 @@ def make_scores(
     chosen_lengths, relevance, several = batch["chosen_lengths"], batch.get("relevance"), None
     if chosen_lengths.size(1) > 1:
         policy, reference = torch.cat(logps, dim=1), torch.cat(ref_logps, dim=1)
-        several, relevance = _answers(policy - reference, batch), None
+        mask = batch["completion_lengths"] > 0
+        several = make_answers(policy - reference, mask, chosen_lengths.size(1), relevance)
+        relevance = None
         logps, ref_logps = split_chosen(policy, chosen_lengths), split_chosen(reference, chosen_lengths)
     of_chosen, of_rejected = split_chosen(batch["completion_lengths"], chosen_lengths)
     if weights is not None:
@@ -106,14 +109,6 @@ def make_scores(
         relevance=relevance,
         several=several,
     )
-
-
-def _answers(logratios: torch.Tensor, batch: dict[str, torch.Tensor]) -> Answers:
-    mask = batch["completion_lengths"] > 0
-    chosen = mask.clone()
-    chosen[:, batch["chosen_lengths"].size(1) :] = False
-    relevance = batch.get("relevance")
-    return Answers(logratios, mask, chosen, chosen.to(logratios) if relevance is None else relevance)
 
 
 def select_for_each(scores: Scores, config: Any, chosen_lengths: torch.Tensor) -> Scores:

@@ -20,9 +20,11 @@ class Needs(NamedTuple):
         losses (`tuple[str, ...]`):
             Names of the losses.
         ld_alpha (`float`, *optional*):
-            As of [`DMPOConfig`], and so are the others.
-        num_hard_negatives (`int`, *optional*)
-        plackett_luce_places (`int`, *optional*)
+            As of [`DMPOConfig`].
+        num_hard_negatives (`int`, *optional*):
+            As of [`DMPOConfig`].
+        plackett_luce_places (`int`, *optional*):
+            Places that must be in order. All if `None`.
     """
 
     losses: tuple[str, ...]
