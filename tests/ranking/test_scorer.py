@@ -176,7 +176,7 @@ def test_a_model_that_sharing_is_not_exact_for(model_path, tokenizer, monkeypatc
         rows, width = batch["subtree_end"].shape
         return torch.ones(rows, 1, width - past, width).tril(past).bool()
 
-    monkeypatch.setattr("trl_dmpo.trainer.layout._mask", leak)
+    monkeypatch.setattr("trl_dmpo.trainer.attention._mask", leak)
     model = load(model_path())
     with pytest.raises(ValueError, match="sharing prompts is not exact here: on the first prompts, log-probabilities"):
         Scorer(model, tokenizer, prefix_sharing=True).score(PROMPTS, CANDIDATES)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_dmpo import DataCollatorForMultiPreference
+from trl_dmpo.trainer.attention import _mask
 from trl_dmpo.trainer.layout import (
     Candidate,
     Segment,
     _flatten,
-    _mask,
     gather_completions,
     repeated_layout,
     shared_layout,

@@ -75,7 +75,7 @@ def test_measurement_catches_what_the_rule_does_not_know(
     prefix_sharing, num_workers, model_path, tokenizer, make_args, monkeypatch, caplog
 ):
     """A model that the rule lets pass, but whose positions see the branches in front of them."""
-    monkeypatch.setattr("trl_dmpo.trainer.layout._mask", leak)
+    monkeypatch.setattr("trl_dmpo.trainer.attention._mask", leak)
     args = {"per_device_train_batch_size": 3, "dataloader_num_workers": num_workers}
     trainer = build(model_path, tokenizer, make_args(prefix_sharing=prefix_sharing, **args), make_rows(6, [4, 1, 6]))
     assert trainer.data_collator.prefix_sharing
@@ -96,7 +96,7 @@ def test_measurement_catches_what_the_rule_does_not_know(
 
 def test_measurement_catches_a_leak_in_half_precision(model_path, tokenizer, make_args, monkeypatch, caplog):
     """What is noise in bfloat16 is more than in float32, but not so much that a wrong mask would pass."""
-    monkeypatch.setattr("trl_dmpo.trainer.layout._mask", leak)
+    monkeypatch.setattr("trl_dmpo.trainer.attention._mask", leak)
     trainer = build(
         model_path, tokenizer, make_args(bf16=True, per_device_train_batch_size=3), make_rows(3, [4, 1, 6])
     )
@@ -109,10 +109,10 @@ def test_reference_model_is_measured_too(model_path, tokenizer, make_args, monke
     """A reference of another kind, which the rule does not know: the mask is wrong for it alone."""
     from transformers import AutoModelForCausalLM
 
-    from trl_dmpo.trainer import layout
+    from trl_dmpo.trainer import attention
 
-    correct = layout._mask
-    monkeypatch.setattr(layout, "_mask", lambda b, kind, *a: (leak if kind == "eager" else correct)(b, kind, *a))
+    correct = attention._mask
+    monkeypatch.setattr(attention, "_mask", lambda b, kind, *a: (leak if kind == "eager" else correct)(b, kind, *a))
     rows, steps = make_rows(3, [4, 1, 6]), []
     for prefix_sharing in ("auto", False):
         reference = AutoModelForCausalLM.from_pretrained(model_path(), attn_implementation="eager")

@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..trainer.layout import tree_attention_mask
+from ..trainer.attention import tree_attention_mask
 from ..trainer.scoring import logits_at
 from .token_tree import TokenTree, token_trees
 from .tokens import Encoded

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 
-from .layout import IGNORE_INDEX, is_shared, model_inputs
+from .attention import model_inputs
+from .layout import IGNORE_INDEX, is_shared
 
 
 # Those that are per token, of what the fused LM head returns

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 
-from .layout import Candidate, attention_kinds, unpack
+from .attention import attention_kinds
+from .layout import Candidate, unpack
 
 
 SHARING_ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
