@@ -239,7 +239,7 @@ def test_messages(play, tmp_path):
             assert message["content"] in ANSWERS
             assert message["content"] != row["chosen"]
             assert message["content"].strip() not in row["prompt"]
-    callback._save(tmp_path)
+    callback.save(tmp_path)
     callback.found, callback.refreshes = {}, 0
     callback._load(tmp_path)
     assert (callback.found, callback.refreshes) == (found, refreshes)
@@ -252,12 +252,11 @@ def test_messages(play, tmp_path):
 
 def test_checkpoints_that_do_not_fit(make_trainer, tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    _, _, callback = train(make_trainer(**(options | {"max_steps": 2})), every=1)
-    trial = TrainerState(global_step=3, is_hyper_param_search=True)
-    callback.on_save(callback.trainer.args, trial, None)  # its folder is elsewhere
+    train(make_trainer(**(options | {"max_steps": 2})), every=1)
     trainer = make_trainer(ROWS[:5], **options)
     with pytest.raises(ValueError, match=rf"{FILE_NAME} is of 6 rows, which are not the 5 of the training set"):
         train(trainer, every=1, resume_from_checkpoint=True)
+    make_trainer(**(options | {"max_steps": 2})).train()
     Path(tmp_path, "out", "checkpoint-2", FILE_NAME).unlink()
     with pytest.raises(ValueError, match=rf"checkpoint-2 has no {FILE_NAME}: it is of a training without SelfPlay"):
         train(make_trainer(**options), every=1, resume_from_checkpoint=True)

@@ -13,15 +13,18 @@ from trl_dmpo.trainer.layout import (
     Candidate,
     Segment,
     _flatten,
+    common_prefix_length,
     gather_completions,
+    radix_tree,
     repeated_layout,
     shared_layout,
+    star,
     unpack,
 )
 
 
 tokens = st.lists(st.integers(0, 50), min_size=1, max_size=6)
-prompts = st.lists(st.integers(0, 50), min_size=0, max_size=6)
+prompts = st.lists(st.integers(0, 2), min_size=0, max_size=6)  # of few tokens, so that they start alike
 batches = st.lists(st.tuples(prompts, st.lists(tokens, min_size=2, max_size=5)), min_size=1, max_size=4)
 
 
@@ -29,26 +32,31 @@ def candidates(batch) -> list[list[Candidate]]:
     return [[Candidate(prompt, completion) for completion in completions] for prompt, completions in batch]
 
 
+def trees_of(batch, together: bool) -> list[list[int]] | None:
+    """All prompts in one tree but the first, if there are more, or each in its own."""
+    return [[0], list(range(1, len(batch)))] if together and len(batch) > 1 else None
+
+
 def visible(batch) -> torch.Tensor:
     return _mask(batch, "sdpa", torch.float32, None, past=0)[:, 0]
 
 
 @settings(max_examples=300, deadline=None)
-@given(batches, st.sampled_from([None, 8]))
-def test_every_token_sees_its_own_sequence_and_nothing_else(batch, multiple):
+@given(batches, st.sampled_from([None, 8]), st.booleans())
+def test_every_token_sees_its_own_sequence_and_nothing_else(batch, multiple, together):
     """For each scored token of the tree: what it sees, in order, is the prompt and the completion up to there."""
     rows = candidates(batch)
-    shared = shared_layout(rows, pad_token_id=7, pad_to_multiple_of=multiple)
+    shared = shared_layout(rows, 7, multiple, trees_of(batch, together))
     width = shared["input_ids"].size(1)
     seen = visible(shared)
     for b, row in enumerate(rows):
         for c, (prompt, completion) in enumerate(row):
             for t in range(0 if prompt else 1, len(completion)):
-                position = shared["completion_positions"][b, c, t].item() - b * width
-                path = seen[b, position].nonzero().flatten()
-                assert shared["input_ids"][b, path].tolist() == [*prompt, *completion[:t]]
-                assert shared["position_ids"][b, path].tolist() == list(range(len(path)))
-                assert shared["targets"][b, position] == completion[t]
+                tree, position = divmod(shared["completion_positions"][b, c, t].item(), width)
+                path = seen[tree, position].nonzero().flatten()
+                assert shared["input_ids"][tree, path].tolist() == [*prompt, *completion[:t]]
+                assert shared["position_ids"][tree, path].tolist() == list(range(len(path)))
+                assert shared["targets"][tree, position] == completion[t]
     # no position is without anything to see, padding included
     assert seen.any(-1).all()
     # and no position is scored twice
@@ -57,10 +65,10 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(batch, multiple):
 
 
 @settings(max_examples=300, deadline=None)
-@given(batches, st.sampled_from([None, 8]))
-def test_both_layouts_score_the_same_tokens(batch, multiple):
+@given(batches, st.sampled_from([None, 8]), st.booleans())
+def test_both_layouts_score_the_same_tokens(batch, multiple, together):
     rows = candidates(batch)
-    shared, repeated = (layout(rows, 7, multiple) for layout in (shared_layout, repeated_layout))
+    shared, repeated = shared_layout(rows, 7, multiple, trees_of(batch, together)), repeated_layout(rows, 7, multiple)
     torch.testing.assert_close(shared["completion_lengths"], repeated["completion_lengths"])
     targets = [gather_completions(layout["targets"], layout) for layout in (shared, repeated)]
     torch.testing.assert_close(*targets)
@@ -73,14 +81,38 @@ def test_both_layouts_score_the_same_tokens(batch, multiple):
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches)
-def test_unpack_gives_back_what_went_in(batch):
+@given(batches, st.booleans())
+def test_unpack_gives_back_what_went_in(batch, together):
     rows = candidates(batch)
-    unpacked = unpack(shared_layout(rows, pad_token_id=7))
+    unpacked = unpack(shared_layout(rows, pad_token_id=7, trees=trees_of(batch, together)))
     for before, after in zip(rows, unpacked, strict=True):
         for (prompt, completion), (got_prompt, got_completion) in zip(before, after, strict=True):
             if prompt or len(completion) > 1:  # a single token after nothing is not computed at all
                 assert (list(got_prompt), list(got_completion)) == (prompt, completion)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches)
+def test_prompts_of_a_tree_share_all_that_they_start_with(batch):
+    rows = candidates(batch)
+    segments = radix_tree(rows)
+    trunks = {tuple(prompt[:-1]) for prompt, _ in batch}
+    beginnings = {trunk[:end] for trunk in trunks for end in range(1, len(trunk) + 1)}
+    assert sum(len(segment.ids) for segment in segments if segment.targets is None) == len(beginnings)
+    # Depth first: a segment comes right after its parent's subtree so far, or `subtree_end` means nothing
+    _, _, ends = _flatten(segments)
+    for segment, end in zip(segments, ends, strict=True):
+        assert segment.parent < 0 or end <= ends[segment.parent]
+    for prompt in rows:
+        assert radix_tree([prompt]) == star(prompt)
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts, prompts)
+def test_common_prefix_length(first, second):
+    length = common_prefix_length(first, second)
+    assert first[:length] == second[:length]
+    assert first[length : length + 1] != second[length : length + 1] or length == len(first) == len(second)
 
 
 def test_trees_deeper_than_a_star():

@@ -36,6 +36,9 @@ F_DIVERGENCE_LOSSES = frozenset(
 # Take all answers of a prompt at once, several chosen ones included; the others take each chosen one in turn, averaged
 LIST_LOSSES = frozenset({"infonca", "nca", "lipo", "mult_dpo"})
 
+# In which the loss of a prompt depends on the other prompts of the batch
+BATCH_LOSSES = frozenset({"aot", "aot_unpaired", "bco_pair"})
+
 # Not of one chosen answer and each rejected one, so that `ld_alpha` and `use_weighting` have no meaning
 PAIRLESS_LOSSES = LIST_LOSSES | {"plackett_luce"}
 
@@ -58,6 +61,7 @@ REFERENCE_FREE_LOSSES = frozenset(LOSSES) - {
 }
 
 __all__ = [
+    "BATCH_LOSSES",
     "DYNAMIC_BETA_LOSSES",
     "F_DIVERGENCE_LOSSES",
     "GRADED_LOSSES",

@@ -1,10 +1,11 @@
 """Whether a row can be evaluated, and in one form what it may say in several."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from ..data.formats.records import Unusable
-from ..data.schema import as_list, find_problem, is_message_list, is_several
+from ..data.schema import as_list, find_fault, find_problem, is_message_list, is_several
 
 
 def convert_row(row: Any) -> dict[str, Any]:
@@ -23,8 +24,14 @@ def convert_row(row: Any) -> dict[str, Any]:
     """
     if not isinstance(row, Mapping):
         raise Unusable("no named values", "row", f"it is of type {type(row).__name__}; mend it")
+    for name, value in row.items():
+        if (fault := find_fault({name: value})) is not None:
+            raise Unusable("unreadable", str(name), f"it {fault}")
     if row.get("prompt") is None:
         raise Unusable("no value", "prompt", "there is none; fill it in or remove the row")
+    if not isinstance(row.get("user_id"), str | Real | None):
+        detail = f"expected a string or a number, got {type(row['user_id']).__name__}; mend it"
+        raise Unusable("wrong type", "user_id", detail)
     for name in ("tools", "chat_template_kwargs"):
         if row.get(name):
             raise Unusable("not supported", name, "it changes the prompt, and is not handed on; leave it out")
@@ -63,7 +70,7 @@ def _label(row: Mapping[str, Any], candidates: list) -> int:
             raise Unusable("chosen not among the candidates", "candidates", f"{told}; add it or remove the row")
         return candidates.index(chosen)
     label = row["label"]
-    if not isinstance(label, int) or not 0 <= label < len(candidates):
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(candidates):
         raise Unusable(
             "chosen not among the candidates",
             "label",
@@ -80,9 +87,9 @@ def _label(row: Mapping[str, Any], candidates: list) -> int:
 
 def _candidate_ids(row: Mapping[str, Any], candidates: list, label: int) -> dict[str, list]:
     """The ids of the candidates, if they have any, in their order."""
-    ids = row.get("candidate_ids")
-    if ids is None and row.get("rejected_ids") is not None and row.get("candidates") is None:
-        ids = [row.get("chosen_id"), *row["rejected_ids"]]
+    ids = _ids(row, "candidate_ids")
+    if ids is None and row.get("candidates") is None and (rejected := _ids(row, "rejected_ids")) is not None:
+        ids = [row.get("chosen_id"), *rejected]
     if ids is None:
         return {}
     if len(ids) != len(candidates):
@@ -98,3 +105,10 @@ def _candidate_ids(row: Mapping[str, Any], candidates: list, label: int) -> dict
             f"{row['chosen_id']!r} was chosen, but `label` points to {ids[label]!r}; mend it or remove the row",
         )
     return {"candidate_ids": ids}
+
+
+def _ids(row: Mapping[str, Any], column: str) -> list | None:
+    ids = row.get(column)
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(each, str | Real | None) for each in ids)):
+        raise Unusable("ids do not match", column, "it is no list of strings or numbers; mend it or remove the row")
+    return ids

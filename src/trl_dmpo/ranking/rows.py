@@ -119,7 +119,7 @@ class RankingRows:
         """SHA-256 of prompts, candidates and labels: two evaluations can be compared if theirs are the same."""
         content = hashlib.sha256()
         for row in zip(self.prompts, self.candidates, self.labels.tolist(), strict=True):
-            content.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+            content.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         return content.hexdigest()
 
 

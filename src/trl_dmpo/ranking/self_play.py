@@ -13,7 +13,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..data.schema import as_list
 from ..trainer.dmpo_trainer import DMPOTrainer
@@ -104,7 +103,7 @@ class SelfPlayCallback(TrainerCallback):
         self.share = share
         self.num_candidates = num_candidates
         self.exclude = exclude
-        self._rows = columns_of(trainer.train_dataset)
+        self._rows = columns_of(trainer.train_dataset, trainer.args.trunk_column)
         self._places = {index: place for place, index in enumerate(self._rows["row_index"])}
         survey = survey_rows(self._rows)
         if exclude == "prompt" and survey.lists_candidates:
@@ -132,8 +131,7 @@ class SelfPlayCallback(TrainerCallback):
         self.found, self.refreshes, self._last_step = {}, 0, -1
         self.trainer.rejected_pools = None
         if state.global_step > 0:
-            resumed = self.trainer.resumed_from
-            self._load(Path(str(get_last_checkpoint(args.output_dir) if resumed is True else resumed)))
+            self._load(Path(str(self.trainer.resumed_from)))
             self.trainer.rejected_pools = self
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -143,11 +141,6 @@ class SelfPlayCallback(TrainerCallback):
         # Before the checkpoint of this step is saved: a resumed training begins with what is in it
         if state.global_step < state.max_steps:
             self._refresh_if_due(state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        # The trials of a search for hyperparameters have other folders, and are not resumed
-        if args.should_save and not state.is_hyper_param_search:
-            self._save(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.trainer.rejected_pools = None
@@ -160,11 +153,13 @@ class SelfPlayCallback(TrainerCallback):
         """Rows with the rejected completions that they have now, tokenized, as the collator takes them."""
         tokenizer = self.trainer.processing_class
         eos_token = self.trainer._tokenizer.eos_token
+        trunk_column = self.trainer.args.trunk_column
         examples = []
         for row_index in row_indices:
             row = self._rows[self._places[row_index]]
+            user = {} if trunk_column is None else {trunk_column: row[trunk_column]}
             row = {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": self._rejected(row)}
-            examples.append({"row_index": row_index, **tokenize_row(row, tokenizer, eos_token)})
+            examples.append({"row_index": row_index, **user, **tokenize_row(row, tokenizer, eos_token)})
         return examples
 
     def _rejected(self, row: dict[str, Any]) -> list:
@@ -251,7 +246,8 @@ class SelfPlayCallback(TrainerCallback):
         drawn = self._generator(row, _CANDIDATES).choice(len(wrong), self.num_candidates, replace=False)
         return [wrong[index] for index in sorted(drawn)]
 
-    def _save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
+        """Write what was found into a checkpoint, as the trainer asks for before the checkpoint counts as whole."""
         rejected = [[_write(answer) for answer in own] for own in self.found.values()]
         table = pa.table(
             {"row_index": list(self.found), "rejected": rejected},

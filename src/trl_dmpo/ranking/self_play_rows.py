@@ -65,9 +65,9 @@ def named_in(prompt: str, texts: Sequence[str]) -> set[str]:
     return {there[mention.title] for mention in longest_mentions(find_mentions(prompt, there))}
 
 
-def columns_of(dataset: Dataset) -> Dataset:
-    columns = ["row_index", "prompt", "chosen", "rejected", "user_id"]
-    return dataset.select_columns([column for column in columns if column in dataset.column_names])
+def columns_of(dataset: Dataset, trunk_column: str | None = None) -> Dataset:
+    columns = ["row_index", "prompt", "chosen", "rejected", "user_id", trunk_column]
+    return dataset.select_columns([column for column in dict.fromkeys(columns) if column in dataset.column_names])
 
 
 def check_trainer(trainer: DMPOTrainer) -> None:

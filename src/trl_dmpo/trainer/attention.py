@@ -7,6 +7,10 @@ import torch
 from .layout import IGNORE_INDEX, is_shared
 
 
+# Positions of a side of a block, of those that flex attention computes or skips as a whole
+BLOCK = 128
+
+
 def attention_kinds(config: Any) -> set[str]:
     """The kinds of attention layers of a model, in the words of `config.layer_types`."""
     config = config.get_text_config()
@@ -50,21 +54,33 @@ def tree_attention_mask(batch: dict[str, torch.Tensor], config: Any, dtype: torc
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
+def check_backward(config: Any, device: torch.device) -> None:
+    """
+    Check that a model can be trained on a device, before the first step fails deep inside of it.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the model.
+        device (`torch.device`):
+            Where it is trained.
+
+    Raises:
+        `ValueError`: it has flex attention, which on the CPU can only score.
+    """
+    if device.type == "cpu" and config.get_text_config()._attn_implementation == "flex_attention":
+        raise ValueError(
+            "`attn_implementation='flex_attention'` has no backward pass on the CPU. Load the model with "
+            "`attn_implementation='sdpa'`, or train on a GPU."
+        )
+
+
 def _mask(
     batch: dict[str, torch.Tensor], implementation: str, dtype: torch.dtype, window: int | None, past: int
 ) -> Any:
     end, position = batch["subtree_end"], batch["position_ids"]
-    rows, width = end.shape
     if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        def visible(b, h, q, k):
-            q = q + past
-            seen = (k <= q) & (q < end[b, k])
-            return seen if window is None else seen & (position[b, q] - position[b, k] < window)
-
-        return create_block_mask(visible, rows, None, width - past, width, device=end.device)
-    index = torch.arange(width, device=end.device)
+        return _block_mask(end, position, window, past)
+    index = torch.arange(end.size(1), device=end.device)
     query = index[past:, None]
     seen = (index <= query) & (query < end[:, None, :])
     if window is not None:
@@ -73,6 +89,57 @@ def _mask(
     if implementation == "sdpa":
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=end.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _block_mask(end: torch.Tensor, position: torch.Tensor, window: int | None, past: int) -> Any:
+    """
+    The `BlockMask` of the tree: which blocks of keys a block of queries needs, from what the blocks have as extremes.
+
+    The kernel skips the blocks that are not needed, and asks `mask_mod` for single positions in those that are not full.
+    Unlike `create_block_mask`, this never looks at all pairs of positions.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    width = end.size(1)
+    reach = width if window is None else window
+    query_position = position[:, past:]
+    keys = torch.arange(0, width, BLOCK, device=end.device)
+    queries = torch.arange(past, width, BLOCK, device=end.device)[:, None]
+    end_max, end_min = (each[:, None] for each in _block_extremes(end))
+    key_max, key_min = (each[:, None] for each in _block_extremes(position))
+    query_max, query_min = (each[:, :, None] for each in _block_extremes(query_position))
+    needed = (keys < queries + BLOCK) & (end_max > queries) & (query_min - key_max < reach)
+    # Seen by every query to the last of a whole block: never so where a block reaches over the end of the row
+    full = (keys + BLOCK <= queries + 1) & (end_min >= queries + BLOCK) & (query_max - key_min < reach)
+    # Tensors, since for another number compiled code is made anew; and one function for both kinds of layers
+    past_tensor, reach_tensor = torch.tensor([past, reach], device=end.device)
+
+    def visible(b, h, q, k):
+        place = q + past_tensor
+        return (k <= place) & (place < end[b, k]) & (query_position[b, q] - position[b, k] < reach_tensor)
+
+    return BlockMask.from_kv_blocks(
+        *_block_lists(needed & ~full),
+        *_block_lists(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(width - past, width),
+    )
+
+
+def _block_extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maximum and minimum of each block of the rows of `values`, (R, T) -> 2 x (R, blocks)."""
+    # The last value once more where a row ends within a block: it changes neither
+    missing = -values.size(1) % BLOCK
+    filled = torch.cat([values, values[:, -1:].expand(-1, missing)], dim=1)
+    blocks = filled.unflatten(1, (-1, BLOCK))
+    return blocks.amax(2), blocks.amin(2)
+
+
+def _block_lists(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a table of blocks, (R, queries, keys): how many each block of queries has, and their indices, these first."""
+    blocks = blocks[:, None].int()
+    return blocks.sum(-1, dtype=torch.int32), blocks.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def model_inputs(batch: dict[str, torch.Tensor], config: Any, dtype: torch.dtype) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from .layout import Candidate, repeated_layout, shared_layout
+from .trunks import share_trunks
 
 
 @dataclass
@@ -25,12 +26,12 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     - `"chosen_lengths"` (B, P): those of the chosen ones.
     - `"completion_positions"` (B, C, L): where each of these tokens is predicted, an index into the flattened
         `"targets"`; -1 where there is none.
-    - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, else one row for each completion, the
-        first chosen one of each prompt first.
+    - `"input_ids"`, `"attention_mask"`: of shape (B, T) if prefixes are shared, or with fewer rows if several prompts share
+        one; else one row for each completion, the first chosen one of each prompt first.
     - `"targets"`: the token that each position predicts, -100 where it does not count; of the shape of `"input_ids"` if
         prefixes are shared, else without its last column.
-    - `"position_ids"`, `"subtree_end"` (B, T), only if prefixes are shared: the place of a token on its path, and the
-        first place in the row from which it is no longer seen.
+    - `"position_ids"`, `"subtree_end"`, of the shape of `"input_ids"`, only if prefixes are shared: the place of a token on
+        its path, and the first place in the row from which it is no longer seen.
     - `"row_index"` (B,): the row's place in the dataset, if the examples have it.
 
     Optionally, the examples can contain `"ref_chosen_logps"` and `"ref_rejected_logps"`, in which case the returned
@@ -55,6 +56,11 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             are used.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draw, together with the epoch and the example's `"row_index"`.
+        trunk_column (`str`, *optional*):
+            Key of the examples, such as `"user_id"`, of which equal values mark those whose prompts may share a row. They do
+            if one prompt is, for the most part, how the other starts. If `None`, each prompt has a row of its own.
+        max_trunk_length (`int`, *optional*):
+            Maximum length of a row that several prompts share. If `None`, any.
 
     Examples:
     ```python
@@ -76,6 +82,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     tensor([[1, 2, 3, 4, 5],
             [1, 2, 3, 6, 0],
             [1, 2, 3, 7, 8]])
+    >>> examples += [{"prompt_ids": [1, 2, 4, 5, 3], "chosen_ids": [6], "rejected_ids": [[7]]}]
+    >>> examples = [{**example, "user_id": "ann"} for example in examples]
+    >>> DataCollatorForMultiPreference(pad_token_id=0, trunk_column="user_id")(examples)["input_ids"]
+    tensor([[1, 2, 3, 4, 3, 3, 7, 4, 5, 3, 3]])
     ```
     """
 
@@ -86,6 +96,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     prefix_sharing: bool = True
     num_negatives: int | None = None
     seed: int = 0
+    trunk_column: str | None = None
+    max_trunk_length: int | None = None
     return_tensors: str = "pt"
     # In shared memory, so that persistent workers of a data loader see it change
     epoch: torch.Tensor = field(
@@ -103,7 +115,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         chosen = [ids if is_nested(ids) else [ids] for ids in (example["chosen_ids"] for example in examples)]
         most = max(map(len, chosen))
         parts = list(zip(examples, chosen, drawn, strict=True))
-        batch = self.lay_out([self._candidates(*part, most) for part in parts])
+        rows = [self._candidates(*part, most) for part in parts]
+        batch = self.lay_out(rows, self._trees(examples, rows))
         batch["chosen_lengths"] = batch["completion_lengths"][:, :most]
         if any(example.get("relevance") is not None for example in examples):
             batch["relevance"] = _stack([_relevance(*part, most) for part in parts])
@@ -118,10 +131,18 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
                 )
         return batch
 
-    def lay_out(self, rows: list[list[Candidate | None]]) -> dict[str, Any]:
-        """Tensors of the candidates of each prompt, in the layout that `prefix_sharing` says."""
-        layout = shared_layout if self.prefix_sharing else repeated_layout
-        return layout(rows, self.pad_token_id, self.pad_to_multiple_of)
+    def lay_out(self, rows: list[list[Candidate | None]], trees: list[list[int]] | None = None) -> dict[str, Any]:
+        """Tensors of the candidates of each prompt, in the layout that `prefix_sharing` says; `trees` as it takes them."""
+        if self.prefix_sharing:
+            return shared_layout(rows, self.pad_token_id, self.pad_to_multiple_of, trees)
+        return repeated_layout(rows, self.pad_token_id, self.pad_to_multiple_of)
+
+    def _trees(self, examples: list[dict[str, Any]], rows: list[list[Candidate | None]]) -> list[list[int]] | None:
+        if self.trunk_column is None or not self.prefix_sharing:
+            return None
+        # Not all have it where only the training rows do
+        users = [example.get(self.trunk_column, (place,)) for place, example in enumerate(examples)]
+        return share_trunks(rows, users, self.max_trunk_length)
 
     def _draw(self, example: dict[str, Any]) -> list[int]:
         """Indices of the rejected completions to use, in order."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trl import DPOConfig
 
 from ..losses import (
+    BATCH_LOSSES,
     DYNAMIC_BETA_LOSSES,
     F_DIVERGENCE_LOSSES,
     LOSSES,
@@ -35,6 +36,13 @@ class DMPOConfig(DPOConfig):
             Whether to compute the tokens that the completions of a prompt have in common once. `"auto"` does so where it
             is exact, which a rule on the kind of model and a comparison on the first batch decide, and otherwise says
             why not. `True` raises an error where it is not exact. `False` runs the prompt once for every completion.
+        trunk_column (`str`, *optional*):
+            Column, such as `"user_id"`, of which equal values mark rows whose prompts are prefixes of one another, as the
+            histories of a user are, up to a question. Such rows fall into the same batches, users in random order, and what
+            their prompts have in common is computed once. If `None`, each row has its prompt to itself.
+        max_trunk_length (`int`, *optional*):
+            Length in tokens that a row of tokens of several prompts may have under `trunk_column`. By default
+            `max_tokens_per_batch`, if that is set.
         num_negatives (`int`, *optional*):
             Number of rejected completions to draw from those of a row each time the row is trained on, without
             replacement and reproducibly under `seed`. Rows with fewer keep all. If `None`, all are used. Evaluation
@@ -59,6 +67,10 @@ class DMPOConfig(DPOConfig):
             [NCA](https://huggingface.co/papers/2402.05369) and makes any difference in relevance all or nothing.
         plackett_luce_places (`int`, *optional*):
             How many places of the ranking, from the top, the loss `'plackett_luce'` takes into account. If `None`, all.
+        max_tokens_per_batch (`int`, *optional*):
+            Budget in tokens, padding included, of what goes through the model at once. A batch that has more is split into
+            micro-batches of whole prompts, of which loss and gradients are those of the batch. What one prompt takes is not
+            split. If `None`, batches are not split.
         on_invalid_row (`str`, *optional*, defaults to `"raise"`):
             What to do with a row that cannot be trained on: `"raise"` an error that names it, or `"drop"` it and log how
             many were dropped for which reason.
@@ -96,6 +108,17 @@ class DMPOConfig(DPOConfig):
             "help": "Whether to compute the tokens that the completions of a prompt have in common once. 'auto' does so "
             "where it is exact, 'true' raises an error where it is not, 'false' never does."
         },
+    )
+    trunk_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column, such as 'user_id', of which equal values mark rows whose prompts are prefixes of one another: "
+            "they fall into the same batches, and what their prompts have in common is computed once."
+        },
+    )
+    max_trunk_length: int | None = field(
+        default=None,
+        metadata={"help": "Length in tokens that a row of tokens of several prompts may have under `trunk_column`."},
     )
     num_negatives: int | None = field(
         default=None,
@@ -145,6 +168,13 @@ class DMPOConfig(DPOConfig):
             "all."
         },
     )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Budget in tokens, padding included, of what goes through the model at once. A batch that has more is "
+            "split into micro-batches with the same gradient."
+        },
+    )
     on_invalid_row: str = field(
         default="raise",
         metadata={
@@ -162,6 +192,7 @@ class DMPOConfig(DPOConfig):
             self.loss_type = [self.loss_type]  # type: ignore[list-item]
         self._check_loss_type()
         self._check_prefix_sharing()
+        self._check_trunks()
         self._check_selection()
         self._check_reference_free()
         if not self.nca_alpha > 0:
@@ -177,6 +208,7 @@ class DMPOConfig(DPOConfig):
                 f"`num_negatives` must be at least 1, got {self.num_negatives}. Leave it out to use every rejected "
                 "completion of a row."
             )
+        self._check_max_tokens()
         if self.on_invalid_row not in ("raise", "drop"):
             raise ValueError(f"`on_invalid_row` must be 'raise' or 'drop', got {self.on_invalid_row!r}.")
         if isinstance(self.ranking_k, int):
@@ -184,6 +216,7 @@ class DMPOConfig(DPOConfig):
         if not self.ranking_k or any(k < 1 for k in self.ranking_k):
             raise ValueError(f"`ranking_k` must be cut-offs of at least 1, such as [1, 5, 10]; got {self.ranking_k}.")
         super().__post_init__()
+        self._check_dispatch()
 
     def _check_loss_type(self) -> None:
         for name in self.loss_type:
@@ -262,12 +295,68 @@ class DMPOConfig(DPOConfig):
                     f"`{option}` is about a reference, and `reference_free=True` has none. Leave one out."
                 )
 
+    def _check_dispatch(self) -> None:
+        """A batch cannot be cut into slices for processes: its tensors point into one another."""
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches=True` of `accelerator_config` has one process lay out the batches of all. Leave it out: "
+                "each lays out its own, also those of a stream."
+            )
+        self.accelerator_config.dispatch_batches = False
+
+    def _check_max_tokens(self) -> None:
+        if self.max_tokens_per_batch is None:
+            return
+        if self.max_tokens_per_batch < 1:
+            raise ValueError(
+                f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}. Leave it out to take batches "
+                "as they are."
+            )
+        coupled = [name for name in self.loss_type if name in BATCH_LOSSES]
+        if coupled:
+            raise ValueError(
+                f"The loss {coupled[0]!r} compares the rows of a batch with one another: `max_tokens_per_batch` would "
+                "change it. Leave one of them out."
+            )
+
     def _check_prefix_sharing(self) -> None:
         values: dict[str, Literal["auto", True, False]] = {"auto": "auto", "true": True, "false": False}
         value = values.get(str(self.prefix_sharing).lower())
         if value is None:
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
         self.prefix_sharing = value
+
+    def _check_trunks(self) -> None:
+        length, budget = self.max_trunk_length, self.max_tokens_per_batch
+        if self.trunk_column is None:
+            if length is not None:
+                raise ValueError(
+                    "`max_trunk_length` is the length of rows that prompts share by `trunk_column`, which is not set. Set it, "
+                    "to 'user_id' for example, or leave both out."
+                )
+            return
+        if length is not None and length < 1:
+            raise ValueError(
+                f"`max_trunk_length` must be at least 1, got {length}. Leave it out for rows of any length."
+            )
+        if length is not None and budget is not None and length > budget:
+            raise ValueError(
+                f"Rows of `max_trunk_length={length}` tokens do not fit into `max_tokens_per_batch={budget}`. Lower the one or "
+                "raise the other."
+            )
+        if self.prefix_sharing is False:
+            raise ValueError(
+                "`trunk_column` has several rows share one prompt, and under `prefix_sharing=False` not even the completions of "
+                "a row do. Leave one of them out."
+            )
+        # Transformers 5.0 has `group_by_length`, what came after has `train_sampling_strategy`
+        grouped = "group_by_length" if getattr(self, "group_by_length", False) else "random"
+        strategy = getattr(self, "train_sampling_strategy", grouped)
+        if strategy != "random":
+            raise ValueError(
+                f"`trunk_column` and {strategy!r} sampling each say which rows go into a batch. Leave one of them out: under "
+                "`trunk_column`, rows are padded little."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a dict that can be written as JSON: functions in `loss_type` by their names."""

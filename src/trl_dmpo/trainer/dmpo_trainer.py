@@ -5,12 +5,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
 from transformers import (
@@ -31,15 +32,21 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 
 from ..losses import LIST_LOSSES, LOSSES, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
+from .checkpoints import Checkpoints
 from .collator import DataCollatorForMultiPreference, is_nested
 from .dmpo_config import DMPOConfig, loss_name
 from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
 from .metrics import MeanMetrics, preference_metrics, ranking_metrics
+from .micro_batches import join_parts, split_batch
 from .pairs import Logps, make_scores, per_prompt, select_for_each, split_chosen
+from .quantization import keep_differentiable
+from .reference_cache import describe_collator, describe_reference, discard_broken, hash_model
 from .row_checks import Needs
 from .scoring import forward
 from .sharing import measure_sharing, sharing_obstacle
+from .step_counts import COUNT_KEYS, chosen_nll, count_step, count_tokens, counted, mean_over_step
 from .tokenization import prepare_dataset
+from .trunks import TrunkSampler, check_trunk_column
 
 
 if TYPE_CHECKING:
@@ -50,10 +57,15 @@ logger = get_logger(__name__)
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the collator the epoch before its data loader starts, so that a resumed run draws the same negatives."""
+    """
+    Tells collator and sampler the epoch before their data loader starts, so that a resumed run has the same batches.
 
-    def __init__(self, epoch: torch.Tensor):
-        self.epoch = epoch
+    Accelerate does not tell a sampler that several processes resume in the middle of an epoch.
+    """
+
+    def __init__(self, trainer: "DMPOTrainer"):
+        self.trainer = trainer
+        self.epoch = trainer._train_collator.epoch
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.epoch.fill_(-1)
@@ -61,6 +73,8 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         # A stream that starts over is still in its first epoch to `Trainer`, which knows `max_steps` only
         self.epoch.fill_(max(int(state.epoch or 0), int(self.epoch) + 1))
+        if self.trainer._trunk_sampler is not None:
+            self.trainer._trunk_sampler.set_epoch(int(self.epoch))
 
 
 @contextlib.contextmanager
@@ -70,10 +84,13 @@ def _as_trl_knows_it(args: DMPOConfig) -> Iterator[None]:
     args.loss_type = [loss if loss in PAIRWISE_LOSSES or loss == "sft" else "sigmoid" for loss in loss_type]
     # It keeps no reference model where it believes that its log-probabilities are computed beforehand
     args.precompute_ref_log_probs = precompute or args.reference_free
+    # `Checkpoints` takes its place: it saves between two steps, and the same one in all processes
+    saves_on_sigterm, args.enable_jit_checkpoint = args.enable_jit_checkpoint, False
     try:
         yield
     finally:
         args.loss_type, args.precompute_ref_log_probs = loss_type, precompute
+        args.enable_jit_checkpoint = saves_on_sigterm
 
 
 class DMPOTrainer(DPOTrainer):
@@ -95,7 +112,8 @@ class DMPOTrainer(DPOTrainer):
             Configuration for this trainer. If `None`, a default configuration is used.
         data_collator ([`~transformers.DataCollator`], *optional*):
             Function to form a batch from a list of examples: a [`DataCollatorForMultiPreference`], which is the default, or
-            one derived from it. `prefix_sharing`, `num_negatives` and `seed` of `args` have the last word.
+            one derived from it. `prefix_sharing`, `num_negatives`, `seed`, `trunk_column` and `max_trunk_length` of `args`
+            have the last word.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Dataset to use for training. Its rows have a `"chosen"` completion, or a list of them, a list of `"rejected"`
             ones, whose length may differ from row to row, and, unless implicit, a `"prompt"`; each text or a list of
@@ -139,9 +157,10 @@ class DMPOTrainer(DPOTrainer):
     data_collator: Any
     # What a callback has put in the place of the rejected completions of the training rows
     rejected_pools: Any = None
-    # What `train` was last given as `resume_from_checkpoint`, of which callbacks are not told
-    resumed_from: str | bool | None = None
+    # The folder from which `train` was last told to resume, of which callbacks are not told
+    resumed_from: str | None = None
     _train_collator: Any = None  # until TRL has made its own
+    _trunk_sampler: TrunkSampler | None = None
     _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
     _name = "DMPO"
@@ -190,7 +209,9 @@ class DMPOTrainer(DPOTrainer):
         self._sharing_is_exact: bool | None = None  # not measured yet
         self._measured: set[int] = set()  # the policy and, if there is one, the reference model
         self._pool_size: tuple[int, int] | None = None
+        self._reference: tuple[str, ...] | None = None
         self._needs = Needs.of(args)
+        self._running = {"train": MeanMetrics(), "eval": MeanMetrics()}  # sums of what is not logged yet
         if args.reference_free and ref_model is not None:
             raise ValueError("`reference_free=True` has no use for a `ref_model`. Leave one of them out.")
         with _as_trl_knows_it(args):
@@ -208,12 +229,19 @@ class DMPOTrainer(DPOTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        if self.aux_loss_enabled and args.max_tokens_per_batch is not None:
+            raise ValueError(
+                "The auxiliary loss of a mixture of experts is one of the whole batch: `max_tokens_per_batch` would change it. "
+                "Leave it out, or load the model with `output_router_logits=False`."
+            )
         self.precompute_ref_logps = args.precompute_ref_log_probs
         self.loss_types = args.loss_type
         self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in args.loss_type]
         self._adopt_collator()
-        if self._train_collator.num_negatives is not None:
-            self.add_callback(_EpochCallback(self._train_collator.epoch))
+        if self._train_collator.num_negatives is not None or args.trunk_column is not None:
+            self.add_callback(_EpochCallback(self))
+        self._checkpoints = Checkpoints(self)
+        self.add_callback(self._checkpoints)
 
     def _adopt_collator(self) -> None:
         """
@@ -233,11 +261,18 @@ class DMPOTrainer(DPOTrainer):
         elif self.args.num_negatives is not None:
             collator = replace(collator, num_negatives=self.args.num_negatives)
         if self._train_collator is None:
+            keep_differentiable(self.model)
             shares = collator.prefix_sharing and bool(self.args.prefix_sharing)
             obstacle = self._sharing_obstacle() if shares else None
             if obstacle is not None:
                 self._refuse_sharing(obstacle)
-            self._train_collator = replace(collator, prefix_sharing=shares and obstacle is None, seed=self.args.seed)
+            self._train_collator = replace(
+                collator,
+                prefix_sharing=shares and obstacle is None,
+                seed=self.args.seed,
+                trunk_column=self.args.trunk_column,
+                max_trunk_length=self.args.max_trunk_length or self.args.max_tokens_per_batch,
+            )
         self.data_collator = replace(self._train_collator, num_negatives=None)
 
     def _sharing_obstacle(self) -> str | None:
@@ -266,6 +301,8 @@ class DMPOTrainer(DPOTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         _check_dataset(dataset, dataset_name)
+        if dataset_name == "train" and args.trunk_column is not None:
+            check_trunk_column(dataset, args.trunk_column)
         with global_then_local_main_first():
             dataset = prepare_dataset(
                 dataset, dataset_name, processing_class, self._tokenizer.eos_token, args, self._needs
@@ -279,12 +316,26 @@ class DMPOTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         columns = ["row_index", "relevance"] if self._needs.relevance else ["row_index"]
+        if self.args.trunk_column is not None:
+            columns.append(self.args.trunk_column)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        column = self.args.trunk_column
+        if column is None:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # A process gets a batch, or its part of one
+        num_parts = self.accelerator.num_processes if self.accelerator.split_batches else 1
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        users = dataset.select_columns(column)[column][:]
+        self._trunk_sampler = TrunkSampler(users, self._train_batch_size // num_parts, seed)
+        return self._trunk_sampler
 
     def get_train_dataloader(self):
         collator, self.data_collator = self.data_collator, self._train_collator
         try:
-            return super().get_train_dataloader()
+            return self._checkpoints.protect_workers(super().get_train_dataloader())
         finally:
             self.data_collator = collator
 
@@ -296,8 +347,12 @@ class DMPOTrainer(DPOTrainer):
         self._adopt_collator()
         model_hash, collator = self._precompute_model_hash, self.data_collator
         # TRL reuses a cached file by the hash of the model: it must not be one of other settings
-        settings = (collator.max_length, collator.truncation_mode, self.ld_alpha)
-        self._precompute_model_hash = Hasher.hash((model_hash, settings))
+        if self._reference is None:
+            self._reference = self._describe_reference()
+        self._precompute_model_hash = Hasher.hash((self._reference, describe_collator(collator), self.ld_alpha))
+        if self.accelerator.is_main_process:
+            discard_broken(dataset, self._precompute_model_hash)
+        self.accelerator.wait_for_everyone()
         # TRL concatenates the values of all batches: pad every row to the same numbers of completions
         chosen, rejected = (dataset.select_columns(name)[name] for name in ("chosen_ids", "rejected_ids"))
         self._pool_size = (max(map(len, chosen)) if is_nested(chosen[0]) else 0, max(map(len, rejected)))
@@ -305,6 +360,16 @@ class DMPOTrainer(DPOTrainer):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
             self._precompute_model_hash, self._pool_size = model_hash, None
+
+    def _describe_reference(self) -> tuple[str, ...]:
+        """The weights of the reference, as hashes, and what else its log-probabilities depend on."""
+        reference = self.model if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        if self.ref_model is None or self.is_deepspeed_enabled:
+            # The processes of DeepSpeed may have a part of the weights each
+            hashes = gather_object([hash_model(reference)]) if self.is_deepspeed_enabled else [hash_model(reference)]
+        else:
+            hashes = [self._precompute_model_hash]  # of before it was sharded
+        return *hashes, describe_reference(reference, self.accelerator.mixed_precision)
 
     def _decide_layout(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs`, in the repeated layout if that is what it takes to be exact. Measures each model once."""
@@ -335,8 +400,11 @@ class DMPOTrainer(DPOTrainer):
         verdict = torch.tensor([int(measured.exact)], device=self.accelerator.device)
         self._sharing_is_exact = bool(self.accelerator.gather(verdict).all())  # the same on all processes
         if not self._sharing_is_exact:
-            self.data_collator.prefix_sharing = self._train_collator.prefix_sharing = False
-            self._refuse_sharing(f"on the first batch, {measured.describe()}")
+            self._stop_sharing(f"on the first batch, {measured.describe()}")
+
+    def _stop_sharing(self, reason: str) -> None:
+        self._sharing_is_exact = self.data_collator.prefix_sharing = self._train_collator.prefix_sharing = False
+        self._refuse_sharing(reason)
 
     @contextlib.contextmanager
     def _no_grad(self):
@@ -382,8 +450,11 @@ class DMPOTrainer(DPOTrainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
         inputs = self._decide_layout(model, inputs)
+        # In training, the batch is split already
+        parts = [inputs] if self._pool_size is None else self._split(counted(inputs, self.accelerator))
         with self._no_grad(), adapter:
-            chosen, rejected = self._completion_logps(self._token_logps(model, inputs), inputs)
+            logps = [self._completion_logps(self._token_logps(model, part), part) for part in parts]
+        chosen, rejected = join_parts(parts, logps)
         if self._pool_size is None:
             return chosen, rejected
         most_chosen, most_rejected = self._pool_size
@@ -395,29 +466,63 @@ class DMPOTrainer(DPOTrainer):
         return chosen, F.pad(rejected, (0, most_rejected - rejected.size(1)))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        self.resumed_from = resume_from_checkpoint
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.resumed_from = self._checkpoints.find(resume_from_checkpoint)
+        with self._checkpoints.training():
+            return super().train(self.resumed_from, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        with self._checkpoints.saving(trial):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self._checkpoints.finish(Path(output_dir))
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            count_step(batches, self.accelerator)
+        return batches, num_items
 
     def training_step(self, model, inputs, *args, **kwargs):
+        inputs = counted(inputs, self.accelerator)
         if self.rejected_pools is not None:
             # Laid out anew: batches are collated ahead of the step, by a data loader that knows nothing of a change
-            inputs = self._train_collator(self.rejected_pools.examples(inputs["row_index"].tolist()))
-        return super().training_step(model, inputs, *args, **kwargs)
+            renewed = self._train_collator(self.rejected_pools.examples(inputs["row_index"].tolist()))
+            inputs = renewed | {key: inputs[key] for key in COUNT_KEYS}
+        micro_batches = self._split(inputs)
+        is_last_of_step, losses = self.accelerator.sync_gradients, []
+        for index, micro_batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            self.accelerator.gradient_state._set_sync_gradients(is_last_of_step and is_last)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, micro_batch, *args, **kwargs))
+        self._collect_metrics("train")
+        return self._checkpoints.with_carried(sum(losses))
+
+    def _split(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """`inputs` in micro-batches within `max_tokens_per_batch`."""
+        return split_batch(
+            inputs, self.args.max_tokens_per_batch, self.accelerator, self.data_collator.pad_to_multiple_of
+        )
 
     def _compute_loss(self, model, inputs, return_outputs):
-        inputs = self._decide_layout(model, inputs)
+        inputs = counted(self._decide_layout(model, inputs), self.accelerator)
         # MoE models: request router logits so that the model returns `outputs.aux_loss`
         outputs = self._forward(model, inputs, **({"output_router_logits": True} if self.aux_loss_enabled else {}))
         token_logps = gather_completions(outputs.log_probs, inputs)
         scores = self._scores(token_logps, outputs, inputs)
         terms = self._loss_terms(select_for_each(scores, self.args, inputs["chosen_lengths"]), inputs)
-        loss = sum(weight * term.mean() for weight, term in zip(self.loss_weights, terms, strict=True))
+        loss = sum(
+            weight * mean_over_step(term, inputs) for weight, term in zip(self.loss_weights, terms, strict=True)
+        )
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._log_metrics(loss, terms, scores, token_logps, outputs, inputs)
+        self._require_finite(loss, terms, scores, inputs)
+        self._add_metrics(scores, token_logps, outputs, inputs)
         if not return_outputs:
             return loss
-        return loss, {"logps": token_logps.sum(-1), "mask": inputs["completion_lengths"] > 0}
+        return loss, token_logps.sum(-1)
 
     def _reference_logps(self, inputs: dict[str, Any], logps: Logps) -> Logps:
         if self.args.reference_free:
@@ -430,16 +535,15 @@ class DMPOTrainer(DPOTrainer):
 
     def _scores(self, token_logps: torch.Tensor, outputs: Any, inputs: dict[str, Any]) -> Scores:
         """What the losses see, a row for each chosen completion."""
-        scored = (inputs["completion_positions"] >= 0).sum(-1)
-        count = inputs["chosen_lengths"].size(1)
         weights = None
         if self.use_weighting:
+            scored = (inputs["completion_positions"] >= 0).sum(-1)
             # Eq (2) of the WPO paper: https://huggingface.co/papers/2406.11827
             aligned = (token_logps - gather_completions(outputs.log_sum_sq_probs, inputs)).detach()
             weights = (aligned.sum(-1) / scored.clamp(min=1)).exp()
-        chosen_nll = -token_logps[:, :count].sum() / scored[:, :count].sum()
         logps = self._completion_logps(token_logps, inputs)
-        return make_scores(logps, self._reference_logps(inputs, logps), inputs, chosen_nll, weights)
+        nll = chosen_nll(token_logps, inputs)
+        return make_scores(logps, self._reference_logps(inputs, logps), inputs, nll, weights)
 
     def _loss_terms(self, scores: Scores, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """The losses of the prompts, each of shape (B,)."""
@@ -458,47 +562,54 @@ class DMPOTrainer(DPOTrainer):
         return terms
 
     @torch.no_grad()
-    def _log_metrics(
-        self,
-        loss: torch.Tensor,
-        terms: list[torch.Tensor],
-        scores: Scores,
-        token_logps: torch.Tensor,
-        outputs: Any,
-        inputs: dict[str, Any],
-    ) -> None:
-        mode = "train" if self.model.training else "eval"
-        tokens = inputs["completion_positions"] >= 0
-        metrics = MeanMetrics()
-        metrics.add("finite", torch.isfinite(loss))
-        metrics.add("num_tokens", inputs["attention_mask"].sum())
+    def _add_metrics(self, scores: Scores, token_logps: torch.Tensor, outputs: Any, inputs: dict[str, Any]) -> None:
+        """Add the sums of a batch to those that are not logged yet."""
+        metrics = self._running["train" if self.model.training else "eval"]
+        counts, lengths = inputs["counts"], inputs["chosen_lengths"]
+        tokens = (inputs["completion_positions"] >= 0) & counts[:, None, None]
+        metrics.add_total("num_tokens", count_tokens(inputs))
+        metrics.add("tokens/padding", inputs["attention_mask"] == 0)
         if self.aux_loss_enabled:
             metrics.add("aux_loss", outputs.aux_loss)
         metrics.add("entropy", gather_completions(outputs.entropy, inputs), tokens)
-        count = inputs["chosen_lengths"].size(1)
+        count = lengths.size(1)
         mean_logits = gather_completions(outputs.mean_logits, inputs)
         metrics.add("logits/chosen", mean_logits[:, :count], tokens[:, :count])
         metrics.add("logits/rejected", mean_logits[:, count:], tokens[:, count:])
         is_top1 = gather_completions(outputs.is_top1, inputs)
         metrics.add("mean_token_accuracy", is_top1[:, :count], tokens[:, :count])
         found = preference_metrics(scores, self.beta)
-        chosen, rejected = split_chosen(token_logps.sum(-1), inputs["chosen_lengths"])
+        chosen, rejected = split_chosen(token_logps.sum(-1), lengths)
         mask = F.pad(scores.rejected_mask, (1, 0), value=True)
         found |= ranking_metrics(torch.cat([chosen.unsqueeze(1), rejected], dim=1), mask, self.args.ranking_k)
         if self.args.reference_free:
             del found["logps/chosen_change"]
         for name, values in found.items():
-            metrics.add(name, per_prompt(values, inputs["chosen_lengths"]))
+            metrics.add(name, per_prompt(values, lengths), counts)
 
-        means = metrics.reduce(self.accelerator)
-        if means.pop("finite") < 1:
-            raise FloatingPointError(self._describe_non_finite(loss, terms, scores, inputs))
-        num_tokens = round(means.pop("num_tokens") * self.accelerator.num_processes)
+    def _collect_metrics(self, mode: str) -> None:
+        """Means of what has been added since the last time, over all processes, to where TRL's `log` takes them from."""
+        means = self._running[mode].reduce(self.accelerator)
+        self._running[mode] = MeanMetrics()
+        if not means:
+            return
+        num_tokens = round(means.pop("num_tokens"))
         if mode == "train":
             self._total_train_tokens += num_tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         for name, value in means.items():
             self._metrics[mode][name].append(value)
+
+    def log(self, *args, **kwargs) -> None:
+        self._collect_metrics("train" if self.model.training else "eval")
+        super().log(*args, **kwargs)
+
+    def _require_finite(
+        self, loss: torch.Tensor, terms: list[torch.Tensor], scores: Scores, inputs: dict[str, Any]
+    ) -> None:
+        """Raise a `FloatingPointError` on all processes if the loss of one is not finite."""
+        if not self.accelerator.gather(torch.isfinite(loss.detach())[None]).all():
+            raise FloatingPointError(self._describe_non_finite(loss, terms, scores, inputs))
 
     def _describe_non_finite(
         self, loss: torch.Tensor, terms: list[torch.Tensor], scores: Scores, inputs: dict[str, Any]
@@ -527,12 +638,14 @@ class DMPOTrainer(DPOTrainer):
         )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._decide_layout(model, self._prepare_inputs(inputs))
+        parts = self._split(counted(inputs, self.accelerator))
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            found = [self.compute_loss(model, part, return_outputs=True) for part in parts]
+        loss, logps = join_parts(parts, found)
         if prediction_loss_only:
             return loss, None, None
-        logps, mask = outputs["logps"], outputs["mask"]
+        mask = inputs["completion_lengths"] > 0
         labels = torch.zeros_like(mask, dtype=torch.long)
         labels[:, : inputs["chosen_lengths"].size(1)] = 1
         # -100 is what `Trainer` pads with where batches differ in their number of completions

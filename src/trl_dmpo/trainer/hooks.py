@@ -20,9 +20,14 @@ TRAINER_HOOKS = {
     "_precompute_ref_logps": "overridden: K differs from row to row; calls the original with padded rows",
     "compute_ref_log_probs": "overridden: K per prompt, either layout; TRL's precomputation calls it",
     "_compute_loss": "overridden: the multi-negative loss",
-    "train": "overridden: remembers what it resumes from, for callbacks",
-    "training_step": "overridden: rejected completions that a callback has put in the place of a row's",
+    "train": "overridden: resumes from whole checkpoints, saves one at SIGTERM",
+    "_save_checkpoint": "overridden: a folder that is not saved to the end is known for that, and an error names it",
+    "_save_rng_state": "overridden: the last that all processes save: what transformers leaves out is saved after it",
+    "get_batch_samples": "overridden: counts the rows of an optimizer step over processes and micro-batches",
+    "training_step": "overridden: batches within `max_tokens_per_batch`; rejected completions that a callback has renewed",
+    "log": "overridden: evaluation metrics as means over all rows, not over batches",
     "prediction_step": "overridden: `compute_metrics` gets log-probabilities instead of logits",
+    "_get_train_sampler": "overridden: the rows of a user fall into the same batches (a hook of transformers' own)",
     "get_train_dataloader": "overridden: negatives are drawn in training only",
 }
 

@@ -4,13 +4,15 @@ How K+1 completions of one prompt become tensors, and which token may see which.
 A batch comes in one of two layouts, and what scores it does not know which one ran: it reads the per-token outputs of
 the model at `completion_positions`; everything else in the batch is for the model alone.
 
-- *shared*: one row of tokens per prompt, a tree of [`Segment`]s. What the completions have in common is computed once.
+- *shared*: a row of tokens is a tree of [`Segment`]s, of one prompt or of several. What the completions have in common is
+  computed once.
 - *repeated*: one row of tokens per completion, ordinary causal attention.
 
 N is the number of completions in the batch, B of prompts, C of places for candidates (the chosen and the rejected ones) of
 a prompt, of which some may be empty, L of tokens of the longest completion, R and T of rows and columns of `input_ids`.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -59,6 +61,8 @@ class Segment(NamedTuple):
             Which candidate of the prompt `targets` belongs to.
         first_target (`int`, *optional*, defaults to `0`):
             Index of `targets[0]` in the completion of that candidate.
+        prompt (`int`, *optional*, defaults to `0`):
+            Which prompt of the tree `candidate` is one of.
     """
 
     ids: Sequence[int]
@@ -66,6 +70,7 @@ class Segment(NamedTuple):
     targets: Sequence[int] | None = None
     candidate: int = -1
     first_target: int = 0
+    prompt: int = 0
 
 
 def star(candidates: Sequence[Candidate | None]) -> list[Segment]:
@@ -83,25 +88,98 @@ def star(candidates: Sequence[Candidate | None]) -> list[Segment]:
 
     >>> for segment in star([Candidate([1, 2, 3], [4, 5]), Candidate([1, 2, 3], [6])]):
     ...     print(segment)
-    Segment(ids=[1, 2], parent=-1, targets=None, candidate=-1, first_target=0)
-    Segment(ids=[3, 4], parent=0, targets=[4, 5], candidate=0, first_target=0)
-    Segment(ids=[3], parent=0, targets=[6], candidate=1, first_target=0)
+    Segment(ids=[1, 2], parent=-1, targets=None, candidate=-1, first_target=0, prompt=0)
+    Segment(ids=[3, 4], parent=0, targets=[4, 5], candidate=0, first_target=0, prompt=0)
+    Segment(ids=[3], parent=0, targets=[6], candidate=1, first_target=0, prompt=0)
     ```
     """
     segments: list[Segment] = []
+    for prompt, given in _by_prompt(candidates):
+        parent = -1
+        if len(prompt) > 1:
+            parent = len(segments)
+            segments.append(Segment(prompt[:-1], -1))
+        segments += _branches(prompt, given, parent)
+    return segments
+
+
+def radix_tree(prompts: Sequence[Sequence[Candidate | None]]) -> list[Segment]:
+    """
+    Segments of the candidates of several prompts, in depth-first order: the prompts share what they have in common from
+    their start.
+
+    Nothing is scored inside a prompt, so a trunk may fork there without a copy of a token.
+
+    Args:
+        prompts (`Sequence[Sequence[Candidate]]`):
+            For each prompt, its candidates; `None` where a place is empty.
+
+    Returns:
+        `list[Segment]`, a tree for each way to start.
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.trainer.layout import Candidate, radix_tree
+
+    >>> for segment in radix_tree([[Candidate([1, 2, 9], [4, 5])], [Candidate([1, 2, 3, 9], [6])]]):
+    ...     print(segment)
+    Segment(ids=[1, 2], parent=-1, targets=None, candidate=-1, first_target=0, prompt=0)
+    Segment(ids=[9, 4], parent=0, targets=[4, 5], candidate=0, first_target=0, prompt=0)
+    Segment(ids=[3], parent=0, targets=None, candidate=-1, first_target=0, prompt=0)
+    Segment(ids=[9], parent=2, targets=[6], candidate=0, first_target=0, prompt=1)
+    ```
+    """
+    given = [(*each, number) for number, candidates in enumerate(prompts) for each in _by_prompt(candidates)]
+    given.sort(key=lambda each: list(each[0][:-1]))
+    segments: list[Segment] = []
+    # Prompts whose trunks are alike up to a depth, where a segment ends; a stack, since a chain of prefixes is deep
+    waiting = [(given, 0, -1)]
+    while waiting:
+        alike, depth, parent = waiting.pop()
+        first, last = alike[0][0][:-1], alike[-1][0][:-1]
+        end = common_prefix_length(first, last)  # of all, since they are sorted
+        if end > depth:
+            segments.append(Segment(first[depth:end], parent))
+            parent = len(segments) - 1
+        forks: dict[int, list] = {}
+        for prompt, candidates, number in alike:
+            if len(prompt) - 1 > end:
+                forks.setdefault(prompt[end], []).append((prompt, candidates, number))
+            else:
+                segments += _branches(prompt, candidates, parent, number)
+        waiting += [(fork, end, parent) for fork in reversed(forks.values())]
+    return segments
+
+
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of tokens that two sequences have in common from their start."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return length
+    # Slices are compared in C, tokens one by one are not
+    return bisect_left(range(1, length), True, key=lambda end: first[:end] != second[:end])
+
+
+def _by_prompt(candidates: Sequence[Candidate | None]) -> list[tuple[Sequence[int], list[tuple[int, Sequence[int]]]]]:
+    """The prompts, mostly one, from the shortest on, each with the place and the completion of its candidates."""
     given = [(index, candidate) for index, candidate in enumerate(candidates) if candidate is not None]
     given.sort(key=lambda pair: len(pair[1].prompt))
-    for prompt, group in groupby(given, key=lambda pair: pair[1].prompt):
-        trunk, head = prompt[:-1], prompt[-1:]
-        parent = -1
-        if trunk:
-            parent = len(segments)
-            segments.append(Segment(trunk, -1))
-        for index, (_, completion) in group:
-            unscored = 0 if prompt else 1
-            ids = [*head, *completion[:-1]]
-            segments.append(Segment(ids, parent, completion[unscored:], index, unscored))
-    return segments
+    return [
+        (prompt, [(index, candidate.completion) for index, candidate in group])
+        for prompt, group in groupby(given, key=lambda pair: pair[1].prompt)
+    ]
+
+
+def _branches(
+    prompt: Sequence[int], given: Sequence[tuple[int, Sequence[int]]], parent: int, number: int = 0
+) -> list[Segment]:
+    """A branch for each completion, which the last token of the prompt heads."""
+    unscored = 0 if prompt else 1
+    return [
+        Segment([*prompt[-1:], *completion[:-1]], parent, completion[unscored:], index, unscored, number)
+        for index, completion in given
+    ]
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, multiple_of: int | None = None) -> np.ndarray:
@@ -137,10 +215,13 @@ def _completions(
 
 
 def shared_layout(
-    rows: Sequence[Sequence[Candidate | None]], pad_token_id: int, pad_to_multiple_of: int | None = None
+    rows: Sequence[Sequence[Candidate | None]],
+    pad_token_id: int,
+    pad_to_multiple_of: int | None = None,
+    trees: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    Lay out the candidates of each prompt as one row of tokens, a tree of segments.
+    Lay out the candidates of each prompt, or of several prompts, as one row of tokens, a tree of segments.
 
     Args:
         rows (`Sequence[Sequence[Candidate]]`):
@@ -149,26 +230,31 @@ def shared_layout(
             Token id of the padding. It is never seen and never scored, so it may be any token.
         pad_to_multiple_of (`int`, *optional*):
             If set, the rows are padded to a multiple of this length.
+        trees (`Sequence[Sequence[int]]`, *optional*):
+            For each row of tokens, the places in `rows` of the prompts that share it, every prompt in one of them. By
+            default, each prompt has a row of its own.
 
     Returns:
         `dict[str, torch.Tensor]` of int64 tensors:
         - `completion_lengths` (B, C): tokens of each completion; 0 where there is none.
         - `completion_positions` (B, C, L): where each token of a completion is predicted, an index into the flattened
           `targets`; -1 where there is none.
-        - `input_ids`, `attention_mask` (1 for a token, 0 for padding), `position_ids` (R, T), with R = B.
+        - `input_ids`, `attention_mask` (1 for a token, 0 for padding), `position_ids` (R, T), with R the number of trees.
         - `targets` (R, T): the token that each position predicts, -100 where nothing is scored.
         - `subtree_end` (R, T): a position sees an earlier one j if it lies before `subtree_end[j]`.
     """
+    if trees is None:
+        trees = [[prompt] for prompt in range(len(rows))]
     input_ids, position_ids, targets, subtree_end, spans = [], [], [], [], []
-    for row, candidates in enumerate(rows):
-        segments = star(candidates)
+    for row, prompts in enumerate(trees):
+        segments = star(rows[prompts[0]]) if len(prompts) == 1 else radix_tree([rows[prompt] for prompt in prompts])
         starts, depths, ends = _flatten(segments)
         input_ids.append([token for segment in segments for token in segment.ids])
         position_ids.append(
             [
-                depth + offset
+                position
                 for segment, depth in zip(segments, depths, strict=True)
-                for offset in range(len(segment.ids))
+                for position in range(depth, depth + len(segment.ids))
             ]
         )
         subtree_end.append([end for segment, end in zip(segments, ends, strict=True) for _ in segment.ids])
@@ -176,7 +262,7 @@ def shared_layout(
             [target for segment in segments for target in segment.targets or [IGNORE_INDEX] * len(segment.ids)]
         )
         spans += [
-            _Span(row, segment.candidate, segment.first_target, row, start, len(segment.ids))
+            _Span(prompts[segment.prompt], segment.candidate, segment.first_target, row, start, len(segment.ids))
             for segment, start in zip(segments, starts, strict=True)
             if segment.targets is not None
         ]
@@ -184,7 +270,7 @@ def shared_layout(
     ids = _padded(input_ids, pad_token_id, pad_to_multiple_of)
     width = ids.shape[1]
     # A padding position is a tree of its own: it sees itself alone, so that no softmax runs over nothing
-    ends_padded = np.tile(np.arange(1, width + 1), (len(rows), 1))
+    ends_padded = np.tile(np.arange(1, width + 1), (len(trees), 1))
     for row, end in enumerate(subtree_end):
         ends_padded[row, : len(end)] = end
     return {
@@ -274,19 +360,19 @@ def unpack(batch: dict[str, Any], selection: Sequence[Sequence[int]] | None = No
     if selection is None:
         selection = [range(np.flatnonzero(row)[-1] + 1) for row in lengths]
 
-    def candidate(row: int, index: int) -> Candidate | None:
-        length = int(lengths[row, index])
+    def candidate(prompt: int, index: int) -> Candidate | None:
+        length = int(lengths[prompt, index])
         if length == 0:
             return None
-        where = positions[row, index, :length]
+        where = positions[prompt, index, :length]
         if where[-1] < 0:  # a single token after an empty prompt: it has no place in the tree, any token stands for it
             return Candidate([], [0])
-        last = where[-1] - row * width
+        row, last = divmod(where[-1], width)
         path = np.flatnonzero((np.arange(width) <= last) & (last < ends[row]))
         sequence = [*input_ids[row, path].tolist(), int(targets[row, last])]
         return Candidate(sequence[:-length], sequence[-length:])
 
-    return [[candidate(row, index) for index in wanted] for row, wanted in enumerate(selection)]
+    return [[candidate(prompt, index) for index in wanted] for prompt, wanted in enumerate(selection)]
 
 
 def gather_completions(per_token: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -30,6 +30,7 @@ class MeanMetrics:
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
+        self._totals: set[str] = set()
 
     def add(self, name: str, values: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         """Add `values`, those where `mask` is `True`."""
@@ -44,12 +45,20 @@ class MeanMetrics:
         self._sums[name] = self._sums.get(name, 0) + total.detach().float()
         self._counts[name] = self._counts.get(name, 0) + count.detach().float()
 
+    def add_total(self, name: str, total: torch.Tensor) -> None:
+        """Add to what is a sum and not a mean."""
+        self._totals.add(name)
+        self.add_sum(name, total, torch.zeros_like(total))
+
     def reduce(self, accelerator: Any) -> dict[str, float]:
-        """The means over all processes; 0 where nothing was counted."""
+        """The means, or totals, over all processes; 0 where nothing was counted."""
+        if not self._sums:
+            return {}
         table = torch.stack([torch.stack([self._sums[name], self._counts[name]]) for name in self._sums])
         sums, counts = accelerator.gather(table[None]).sum(0).T.tolist()
+        found = zip(self._sums, sums, counts, strict=True)
         return {
-            name: total / count if count else 0.0 for name, total, count in zip(self._sums, sums, counts, strict=True)
+            name: total if name in self._totals else total / count if count else 0.0 for name, total, count in found
         }
 
 

@@ -1,5 +1,6 @@
 """From rows of contract 1 to token ids, and what happens to rows that break it."""
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +18,17 @@ from .row_checks import Needs, find_loss_problem
 
 
 logger = get_logger(__name__)
+
+# While a dataset is prepared, why a row cannot be tokenized; a name that no column of the user's has
+_PROBLEM = "__problem__"
+
+
+class Untokenizable(ValueError):
+    """A row that keeps the contract, but that the tokenizer or its chat template can make nothing of."""
+
+    def __init__(self, reason: str, column: str, detail: str):
+        super().__init__(f"column {column!r}: {detail}")
+        self.problem = Problem(reason, column, detail)
 
 
 def split_implicit_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,14 +48,18 @@ def split_implicit_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(row)
     chosen, rejected = as_list(row["chosen"]), as_list(row["rejected"])
     first, *others = chosen + rejected
-    pairs = [extract_prompt({"chosen": first, "rejected": completion}) for completion in others]
-    length = min(len(pair["prompt"]) for pair in pairs)
+    length = min(_common_length(first, completion) for completion in others)
     return {
         **row,
         "prompt": first[:length],
         "chosen": [each[length:] for each in chosen] if is_several(row["chosen"]) else first[length:],
         "rejected": [completion[length:] for completion in rejected],
     }
+
+
+def _common_length(first: Any, second: Any) -> int:
+    # Where they differ from the start on, TRL 1.16 looks at the end of the first for the space before the difference
+    return len(extract_prompt({"chosen": first, "rejected": second})["prompt"]) if first[0] == second[0] else 0
 
 
 def tokenize_row(
@@ -66,24 +82,16 @@ def tokenize_row(
     Returns:
         `dict` with `prompt_ids` (`list[int]`), `chosen_ids` (`list[int]`, or `list[list[int]]` where `chosen` is a list of
         completions) and `rejected_ids` (`list[list[int]]`).
+
+    Raises:
+        [`Untokenizable`]: a `ValueError`. The chat template does not take a message, or of a completion nothing is left.
     """
     row = split_implicit_prompt(row)
     prompt, chosen = row["prompt"], as_list(row["chosen"])
     completions = [*chosen, *as_list(row["rejected"])]
     if isinstance(prompt, str):
         completions = [text if text.endswith(eos_token) else text + eos_token for text in completions]
-        encoded = processing_class(text=[prompt, *(prompt + text for text in completions)])
-        prompt_ids, *sequences = encoded["input_ids"]
-    else:
-        tools = row.get("tools")
-        kwargs = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(row.get("chat_template_kwargs") or {}),
-        }
-        prompt_ids = _tokenize(processing_class, prompt, add_generation_prompt=True, **kwargs)["input_ids"]
-        sequences = _tokenize_conversations(
-            processing_class, [prompt + messages for messages in completions], **kwargs
-        )
+    prompt_ids, *sequences = _encode(processing_class, row, completions)
 
     length = min(common_prefix_length(prompt_ids, sequence) for sequence in sequences)
     if length < len(prompt_ids):
@@ -97,9 +105,12 @@ def tokenize_row(
         )
     completion_ids = [sequence[length:] for sequence in sequences]
     if not all(completion_ids):
-        raise ValueError(
-            "A completion has no tokens of its own: the tokenizer or chat template renders prompt and completion like the "
-            f"prompt alone, {processing_class.decode(prompt_ids)!r}. Use a chat template that renders assistant messages."
+        raise Untokenizable(
+            "no tokens",
+            "chosen" if completion_ids.index([]) < len(chosen) else "rejected",
+            "a completion has no tokens of its own: the tokenizer or chat template renders prompt and completion like the "
+            f"prompt alone, {_shorten(processing_class.decode(prompt_ids))!r}. Use a chat template that renders assistant "
+            "messages, or remove the row",
         )
     chosen_ids = completion_ids[: len(chosen)]
     return {
@@ -109,19 +120,80 @@ def tokenize_row(
     }
 
 
-def _tokenize_conversations(processing_class: Any, conversations: list[list[dict]], **kwargs) -> list[list[int]]:
+def _encode(processing_class: Any, row: Mapping[str, Any], completions: list) -> list[list[int]]:
+    """Token ids of the prompt alone, then of the prompt with each of the completions."""
+    prompt, count = row["prompt"], len(as_list(row["chosen"]))
+    wholes = [prompt + completion for completion in completions]
+    columns = ["chosen" if place < count else "rejected" for place in range(len(wholes))]
+    if isinstance(prompt, str):
+        return _encode_all(lambda texts: processing_class(text=texts)["input_ids"], [prompt, *wholes], ["prompt", *columns])
+    options = row.get("chat_template_kwargs") or {}
+    _see_to_markers(processing_class, wholes, options)
+    tools = row.get("tools")
+    render = partial(_render, processing_class, tools=json.loads(tools) if isinstance(tools, str) else tools, **options)
+    alone = _encode_all(partial(render, add_generation_prompt=True), [prompt], ["prompt"])
+    return [*alone, *_encode_all(render, wholes, columns)]
+
+
+def _render(processing_class: Any, conversations: list[list[dict]], **kwargs) -> list[list[int]]:
     if isinstance(processing_class, ProcessorMixin):
         return [_tokenize(processing_class, messages, **kwargs)["input_ids"] for messages in conversations]
     # What `_tokenize` does for one, for all at once: the tokenizer works on them in parallel
     return processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **kwargs)["input_ids"]
 
 
+def _encode_all(encode: Callable, inputs: list, columns: list[str]) -> list[list[int]]:
+    """`encode` of `inputs`; where it fails, of one after the other, to say which of the row's columns it does not take."""
+    try:
+        return encode(inputs)
+    except Exception:  # a template is a program of the model's: it may raise anything
+        for each, column in zip(inputs, columns, strict=True):
+            try:
+                encode([each])
+            except Exception as error:
+                told = f"{type(error).__name__}: {_shorten(str(error))}"
+                raise Untokenizable(
+                    "refused by the tokenizer", column, f"the tokenizer or its chat template raises {told}; mend or remove it"
+                ) from error
+        raise
+
+
+def _see_to_markers(processing_class: Any, conversations: list[list[dict]], options: Mapping[str, Any]) -> None:
+    """Warn of messages whose text the tokenizer takes for its own markers, as TRL lets it."""
+    if options.get("sanitize_control_tokens"):
+        if "sanitize_control_tokens" not in inspect.signature(processing_class.apply_chat_template).parameters:
+            raise ValueError(
+                "`chat_template_kwargs` has `sanitize_control_tokens`, which this transformers does not know. Upgrade it, or "
+                "leave the argument out."
+            )
+        return
+    text = "\n".join(str(message.get("content")) for messages in conversations for message in messages)
+    tokens = getattr(processing_class, "tokenizer", processing_class).all_special_tokens
+    if found := next((token for token in tokens if token in text), None):
+        transformers_logging.get_logger(__name__).warning_once(
+            f"A message has the text {found!r}, which the tokenizer takes for its special token, so that it may end the turn or "
+            "begin another. If that is not meant, remove it from the text, or give the rows `chat_template_kwargs` with "
+            "`sanitize_control_tokens=True`. This warning is shown once, but it may apply to other rows too."
+        )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:200]}...{text[-97:]}"
+
+
 def check_row(row: Mapping[str, Any], needs: Needs) -> Problem | None:
     """As [`~data.schema.find_problem`], also for what is left behind an implicit prompt and for what the losses need."""
     problem = find_problem(row)
     if problem is None and "prompt" not in row:
-        problem = find_problem(split_implicit_prompt(row))
+        problem = _find_problem_of_split(split_implicit_prompt(row))
     return problem or find_loss_problem(row, needs)
+
+
+def _find_problem_of_split(row: Mapping[str, Any]) -> Problem | None:
+    if row["prompt"] == []:
+        detail = "not all its conversations begin with the same message; add the column `prompt`, or such a message"
+        return Problem("no prompt", "chosen", detail)
+    return find_problem(row)
 
 
 def describe(problem: Problem, name: str, index: int) -> str:
@@ -183,11 +255,17 @@ def prepare_dataset(
     if problems:
         dataset = _without(dataset, name, problems, keep, config.on_invalid_row)
     dataset = dataset.map(
-        lambda row, index: _tokenize_at(tokenize, row, name, keep[index], needs),
+        lambda row, index: _tokenize_at(tokenize, row, keep[index], needs),
         with_indices=True,
         num_proc=num_proc,
         desc=f"Tokenizing {name} dataset",
     )
+    found = dataset.select_columns(_PROBLEM)[_PROBLEM]
+    problems = {keep[place]: Problem(*problem) for place, problem in enumerate(found) if problem[0]}
+    dataset = dataset.remove_columns(_PROBLEM)
+    if problems:
+        fine = [place for place, problem in enumerate(found) if not problem[0]]
+        dataset = _without(dataset, name, problems, fine, config.on_invalid_row)
     if max_prompt_length is None:
         return dataset
     fitting = dataset.filter(
@@ -207,13 +285,15 @@ def prepare_dataset(
     return fitting
 
 
-def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], name: str, index: int, needs: Needs) -> dict[str, Any]:
+def _tokenize_at(tokenize: Callable, row: Mapping[str, Any], index: int, needs: Needs) -> dict[str, Any]:
     # A column of this name that no loss reads may hold anything
     unread = {"relevance": None} if "relevance" in row and not needs.relevance else {}
     try:
-        return {"row_index": index, **tokenize(row), **unread}
-    except ValueError as error:
-        raise ValueError(f"{name}[{index}]: {error}") from error
+        return {"row_index": index, **tokenize(row), **unread, _PROBLEM: [""] * 3}
+    except Untokenizable as error:
+        # Of the types that the other rows have, by the first of which Arrow goes
+        none = {"prompt_ids": [0], "chosen_ids": [[0]] if is_several(row["chosen"]) else [0], "rejected_ids": [[0]]}
+        return {"row_index": index, **none, **unread, _PROBLEM: list(error.problem)}
 
 
 def _problem_column(row: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
@@ -254,9 +334,15 @@ class _DropCount:
 def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row, needs) -> IterableDataset:
     dropped = _DropCount(name)
 
-    def is_valid(row: Mapping[str, Any]) -> bool:
-        problem = check_row({column: value for column, value in row.items() if column != "row_index"}, needs)
-        if problem is None:
+    def prepare(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        problem = check_row(row, needs)
+        if problem is not None:
+            return {"row_index": index, _PROBLEM: list(problem)}
+        return _tokenize_at(tokenize, row, index, needs)
+
+    def is_fine(row: Mapping[str, Any]) -> bool:
+        problem = Problem(*row[_PROBLEM])
+        if not problem.reason:
             return True
         if on_invalid_row == "raise":
             raise ValueError(
@@ -271,6 +357,5 @@ def _prepare_stream(dataset, name, tokenize, max_prompt_length, on_invalid_row, 
         dropped.add(f"the prompt alone has more than {max_prompt_length} tokens")
         return False
 
-    dataset = dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
-    dataset = dataset.filter(is_valid).map(lambda row: _tokenize_at(tokenize, row, name, row["row_index"], needs))
+    dataset = dataset.map(prepare, with_indices=True).filter(is_fine).remove_columns(_PROBLEM)
     return dataset.filter(fits)
