@@ -2,8 +2,10 @@ import csv
 import gzip
 import json
 import logging
+import re
 from collections import Counter
 
+import numpy as np
 import polars as pl
 import pytest
 from datasets import Dataset, DatasetDict
@@ -214,7 +216,7 @@ class TestPreferences:
         assert list(load_rows([{"prompt": "Next?", **record} for record in records])) == [grouped]
         explicit = [{"prompt": [user("Next?")], "chosen": said("Aliens"), "rejected": said(name)} for name in "ab"]
         assert [row["rejected"] for row in load_rows(explicit)] == [[said("a"), said("b")]]
-        tools = [{**record, "tools": str(number)} for number, record in enumerate(explicit)]
+        tools = [{**record, "tools": json.dumps([{"name": str(number)}])} for number, record in enumerate(explicit)]
         assert len(load_rows(tools)) == 2
 
     @pytest.mark.parametrize(("ties", "rejected"), [("drop", [" Heat"]), ("keep", [" Heat", " Jaws"])])
@@ -342,6 +344,40 @@ def test_a_history_is_read_and_never_run(column, value, reason):
     other = {**STARS, "user_id": "A2", "item_title": "Big"}
     with pytest.raises(ValueError, match=rf"list\[2\], column '{column}': .* 1 {reason}\."):
         load_rows([STARS, other, {**STARS, column: value}], negatives=1)
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "column", "detail"),
+    [
+        (DMPO, {"input": np.array(["a", "b"])}, "input", "it has a value of type ndarray; make it a list"),
+        (PAIR, {"review": "\ud800"}, "review", "it has half a surrogate pair"),
+        (ROW, {3: "x"}, "3", "it has 3 for a name"),
+        (SCORED, {"completions": [{"a": 1, None: 2}, " Big"]}, "completions", "it has None for a name"),
+        (STARS, {"user_id": ["A1"]}, "user_id", "expected a string or a number, got list"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_values_that_no_table_holds_cost_only_their_record(good, change, column, detail, first):
+    other = {**good, **({"user_id": "B", "item_title": "Big"} if good is STARS else {})}
+    options = {"negatives": 1} if good is STARS else {}
+    records = [good, {**good, **change}, other]
+    if first:
+        records[:2] = records[1::-1]
+    with pytest.raises(ValueError, match=rf"^list\[{1 - first}\], column '{column}': {re.escape(detail)}"):
+        load_rows(records, **options)
+    rows = load_rows(records, on_invalid_row="drop", **options)
+    assert [row["rejected"] for row in rows] == [row["rejected"] for row in load_rows([good, other], **options)]
+    with pytest.raises(ValueError, match=rf"^list\[0\], column '{column}'"):
+        load_rows([{**good, **change}], on_invalid_row="drop", **options)
+
+
+@pytest.mark.parametrize(("name", "where"), [("a.json", r"a\.json\[1\] is not"), ("a.jsonl", r"line 2 \(row a\.jsonl\[1\]\)")])
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000])
+def test_json_beyond_what_python_reads(name, where, value, tmp_path):
+    lines = [json.dumps(ROW), f'{{"prompt": {value}']
+    (tmp_path / name).write_text("[" + ",\n".join(lines) if name == "a.json" else "\n".join(lines))
+    with pytest.raises(ValueError, match=where):
+        load_rows(tmp_path / name)
 
 
 def test_a_user_with_all_titles():

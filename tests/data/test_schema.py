@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,9 +94,50 @@ def test_problems(change, reason, column, detail):
     assert detail in problem.detail
 
 
+def nested(depth):
+    value = "deep"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "column", "detail"),
+    [
+        ({"chosen": [message(3)]}, "unreadable", "chosen", "the completion has 3 for the `content` of message 0"),
+        ({"chosen": [{"role": "assistant"}]}, "unreadable", "chosen", "has nothing in message 0 but its role"),
+        ({"chosen": [{**message("a"), "tool_calls": "b"}]}, "unreadable", "chosen", "'b' for the `tool_calls` of message 0"),
+        ({"chosen": [{**message("a"), 1: "b"}]}, "unreadable", "chosen", "has 1 for a name; make it a string"),
+        ({"chosen": [{**message("a"), "x": np.ones(2)}]}, "unreadable", "chosen", "has a value of type ndarray; make it a list"),
+        ({"rejected": [[message("Am\ud83clie")]]}, "unreadable", "rejected", "entry 0 has half a surrogate pair"),
+        ({"prompt": [message(nested(60), "user")]}, "unreadable", "prompt", "is nested more than 50 levels deep"),
+        ({"chosen": nested(3000)}, "wrong type", "chosen", "the completion is a list; expected a string"),
+        ({"chosen": np.array([])}, "wrong type", "chosen", "array([], dtype=float64); expected a string"),
+        ({"tools": "["}, "wrong type", "tools", "it is '['; expected a list of tools, or one as JSON"),
+        ({"tools": '{"name": "play"}'}, "wrong type", "tools", "expected a list of tools"),
+        ({"tools": [{"name": "\udfff"}]}, "wrong type", "tools", "it has half a surrogate pair"),
+        ({"chat_template_kwargs": 3}, "wrong type", "chat_template_kwargs", "it is 3; expected a dictionary"),
+        ({"chat_template_kwargs": {"tokenize": False}}, "wrong type", "chat_template_kwargs", "`tokenize` is no argument"),
+    ],
+)  # fmt: skip
+def test_problems_of_messages(change, reason, column, detail):
+    problem = find_problem({**CHAT, **change})
+    assert (problem.reason, problem.column) == (reason, column)
+    assert detail in problem.detail
+
+
+def test_half_a_surrogate_pair_in_text():
+    """JSON can say it, and no tokenizer and no table takes it."""
+    problem = find_problem({**GOOD, "rejected": [" Heat", json.loads('"\\ud800"')]})
+    assert (problem.column, problem.reason) == ("rejected", "unreadable")
+    assert find_problem({**GOOD, "rejected": [json.loads('"\\ud83c\\udfac"')]}) is None  # both halves
+
+
 @pytest.mark.parametrize(
     ("relevance", "detail"),
     [
+        ([1, 0, 10**400], "expected a list of finite numbers"),
+        ([1, 0, -1e39], "expected a list of finite numbers"),  # infinite in single precision
         (None, "the loss needs it"),
         ([1, 0], "it has 2 entries for 1 chosen and 2 rejected completions"),
         ([1, 0, float("nan")], "expected a list of finite numbers"),

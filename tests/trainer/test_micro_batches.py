@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,7 +160,7 @@ class TestSteps:
 class TestCounts:
     @staticmethod
     def accelerator(process: int, remainder: int, gathered=None):
-        state = SimpleNamespace(end_of_dataloader=True, remainder=remainder, in_dataloader=True)
+        state = SimpleNamespace(end_of_dataloader=True, remainder=remainder, active_dataloader=None)
         return SimpleNamespace(
             gradient_state=state, process_index=process, num_processes=2, gather=lambda rows: torch.tensor(gathered)
         )
@@ -177,8 +178,11 @@ class TestCounts:
         [(0, [8, 9, 0, 1], [1, 1]), (1, [8, 9, 0, 1], [0, 0]), (1, [7, 8, 9, 0], [1, 0])],
     )
     def test_nor_those_of_a_stream(self, process, gathered, expected):
-        accelerator = self.accelerator(process, -1, gathered)
-        assert rows_that_count(self.batch, accelerator, is_last=True).int().tolist() == expected
+        accelerator, loader = (
+            self.accelerator(process, -1, gathered),
+            SimpleNamespace(dataset=IterableDatasetShard([])),
+        )
+        assert rows_that_count(self.batch, accelerator, True, loader).int().tolist() == expected
 
     def test_of_a_step(self):
         """Four rows in two micro-batches, and 2 + 1 + 1 + 1 tokens of chosen completions."""

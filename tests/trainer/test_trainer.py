@@ -283,7 +283,7 @@ class TestBadRows:
         monkeypatch.setattr(
             tokenizer, "chat_template", "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
         )
-        with pytest.raises(ValueError, match=r"train\[0\]: A completion has no tokens of its own"):
+        with pytest.raises(ValueError, match=r"train\[0\], column 'chosen': a completion has no tokens of its own"):
             build([conversational(row) for row in make_rows(2, 2)])
 
     @pytest.mark.parametrize("split", ["train", "eval"])

@@ -213,13 +213,13 @@ def parse(argv: list[str]) -> EvaluateArguments:
 
 def evaluate(arguments: EvaluateArguments) -> None:
     """Read the rows, score them with each model, write the evaluation, and show what came out."""
-    from rich.console import Console
 
+    from trl_dmpo.cli.screen import Screen
     from trl_dmpo.data.folders import written_aside
     from trl_dmpo.ranking.results import EVALUATION
 
     # Titles and names are data: brackets and colons in them are no markup
-    console = Console(markup=False, emoji=False)
+    console = Screen()
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
     # What is wrong with the folder is better known before hours of scoring
     with written_aside(folder, EVALUATION, arguments.overwrite_output_dir) as aside:

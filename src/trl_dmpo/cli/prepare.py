@@ -129,12 +129,12 @@ def parse(argv: list[str]) -> tuple[PrepareArguments, BuildConfig]:
 
 def prepare(arguments: PrepareArguments, config: BuildConfig) -> None:
     """Read, choose rows, write the dataset, and show what it has become."""
-    from rich.console import Console
 
+    from trl_dmpo.cli.screen import Screen
     from trl_dmpo.data.save import check_folder
 
     # Titles and ids are data: brackets and colons in them are no markup
-    console = Console(markup=False, emoji=False)
+    console = Screen()
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
     check_folder(folder, arguments.overwrite_output_dir)
     tokenizer = _load_tokenizer(arguments, config)

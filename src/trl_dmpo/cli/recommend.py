@@ -180,10 +180,11 @@ def parse(argv: list[str]) -> RecommendArguments:
 
 def recommend(arguments: RecommendArguments) -> None:
     """Load or make the recommender, and recommend."""
-    from rich.console import Console
+
+    from trl_dmpo.cli.screen import Screen
 
     # Titles are data: brackets and colons in them are no markup
-    console = Console(markup=False, emoji=False)
+    console = Screen()
     # What is wrong with a file is better said before a model is loaded
     users = None
     if arguments.users:

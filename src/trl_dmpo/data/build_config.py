@@ -37,6 +37,10 @@ class BuildConfig:
             Leave out rows with a shorter history.
         max_history (`int`, *optional*, defaults to `20`):
             Items in a prompt at most, the latest.
+        history_step (`int`, *optional*, defaults to `1`):
+            How many items a full history of a training row lets go at once, the oldest. The next training rows of the user then
+            start with the same item, so that they can share it in training (`trunk_column`): with 10, histories of 11 to 20
+            items under the default `max_history`. Histories of validation and test are as long as they can be.
         train_targets (`int`, *optional*, defaults to `1`):
             Training rows per user at most, the latest. -1 for all.
         few_shot (`int`, *optional*):
@@ -94,6 +98,10 @@ class BuildConfig:
     )
     min_history: int = field(default=1, metadata={"help": "Leave out rows with a shorter history."})
     max_history: int = field(default=20, metadata={"help": "Items in a prompt at most, the latest."})
+    history_step: int = field(
+        default=1,
+        metadata={"help": "How many items a full history of a training row lets go at once: more for rows to share a beginning."},
+    )
     train_targets: int = field(default=1, metadata={"help": "Training rows per user at most, the latest. -1 for all."})
     few_shot: int | None = field(default=None, metadata={"help": "Train on this many users only."})
     max_prompt_tokens: int | None = field(
@@ -103,7 +111,7 @@ class BuildConfig:
     seed: int = field(default=0, metadata={"help": "Seed of all that is drawn."})
 
     def __post_init__(self):
-        least = {"num_negatives": 1, "ranking_negatives": 1, "k_core": 1, "min_history": 0, "max_history": 1}
+        least = {"num_negatives": 1, "ranking_negatives": 1, "k_core": 1, "min_history": 0, "max_history": 1, "history_step": 1}
         least |= {"train_targets": -1, "few_shot": 1, "max_prompt_tokens": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
@@ -113,6 +121,12 @@ class BuildConfig:
             raise ValueError("`train_targets` is 0, but it is at least 1, or -1 for all.")
         if self.min_history > self.max_history:
             raise ValueError(f"`min_history` ({self.min_history}) is more than `max_history` ({self.max_history}).")
+        shortest = self.max_history - self.history_step + 1
+        if shortest < max(self.min_history, 1):
+            raise ValueError(
+                f"`history_step` ({self.history_step}) leaves {max(shortest, 0)} of {self.max_history} items in a history, but "
+                f"`min_history` is {self.min_history}, and one is the least. Lower `history_step`, or raise `max_history`."
+            )
         self.make_split(), self.make_sampler(), self.make_form("item")
 
     def make_split(self) -> Any:

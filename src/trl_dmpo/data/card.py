@@ -1,6 +1,8 @@
 """The card of a prepared dataset: what it is, how it came about, and pictures of it."""
 
+import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .save import Saved
 
 PICTURE = "images/rows.png"
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20)}
 # Told apart also by who sees no difference between red and green
 _COLORS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
@@ -90,8 +93,8 @@ def write_card(folder: Path, plans: Sequence[Plan], options: Mapping[str, Any], 
 
 
 def _body(plans: Sequence[Plan], options: Mapping[str, Any], saved: "Saved") -> str:
-    sources = "\n".join(f"- {plan.log}" for plan in plans)
-    notes = "\n".join(f"- {count:,} {reason}" for reason, count in saved.notes.items()) or "Nothing."
+    sources = "\n".join(f"- {one_line(str(plan.log))}" for plan in plans)
+    notes = "\n".join(f"- {count:,} {' '.join(reason.split())}" for reason, count in saved.notes.items()) or "Nothing."
     example = json.dumps(saved.examples[0], indent=2, ensure_ascii=False, default=str)
     return f"""# Rows for preference alignment with many rejected answers
 
@@ -122,14 +125,11 @@ Beside the text, rows have `user_id`, `chosen_id`, `rejected_ids` or `candidate_
 
 ## An example
 
-```json
-{example}
-```
+{fenced(example, "json")}
 
 ## How it came about
 
-```yaml
-{yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)}```
+{fenced(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True).rstrip(), "yaml")}
 
 `trl-dmpo prepare --config prepare.yaml --output_dir out` makes it again.
 
@@ -139,6 +139,30 @@ Left out, changed or found short:
 
 No row has its answer in its history, and no training row has in its text what validation or test ask its user.
 """
+
+
+def one_line(text: str) -> str:
+    """
+    Text from the data as a line of Markdown that shows it, and holds no markup.
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.data.card import one_line
+
+    >>> one_line("a\\n# <b>")
+    'a # &lt;b&gt;'
+    ```
+    """
+    line = " ".join(text.split()).translate(_CONTROL_PICTURES)
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(line, quote=False))
+
+
+def fenced(text: str, language: str) -> str:
+    """`text` as a block of code that nothing in it can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -116,7 +116,9 @@ class Events:
         new[np.delete(doubtful, first)] = False
         return new
 
-    def before(self, events: np.ndarray, among: np.ndarray, limit: int | None = None) -> Ragged:
+    def before(
+        self, events: np.ndarray, among: np.ndarray, limit: int | None = None, step: int | np.ndarray = 1
+    ) -> Ragged:
         """
         What each event's user did before it, oldest first.
 
@@ -126,7 +128,9 @@ class Events:
             among (`np.ndarray` of shape `(N,)`):
                 Which events count.
             limit (`int`, *optional*):
-                How many of the latest to keep.
+                How many of the latest to keep at most.
+            step (`int` or `np.ndarray` of shape `(R,)`, *optional*, defaults to `1`):
+                Leave out the oldest so many at a time.
 
         Returns:
             [`Ragged`]: `R` lists of events.
@@ -135,7 +139,8 @@ class Events:
         stops = counts[events]
         starts = counts[self.first_of_user[self.user[events]]]
         if limit is not None:
-            starts = np.maximum(starts, stops - limit)
+            excess = np.maximum(stops - starts - limit, 0)
+            starts = starts + -(-excess // step) * step
         return slices(np.flatnonzero(among).astype(np.int32), starts, stops)
 
     def of_users(self, users: np.ndarray, among: np.ndarray) -> Ragged:

@@ -174,6 +174,8 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("us")).dt.epoch("s")
     number = _as_number(column, pl.Float64 if column.dtype in (pl.String, pl.Float32) else column.dtype, source)
+    # A float holds more than an integer of 64 bits
+    _refuse_unread(column, (number.abs() >= 2**63).fill_null(False), "a time", source)
     largest = number.abs().median() or 0
     parts = next((parts for beyond, parts in _PARTS_OF_A_SECOND.items() if largest >= beyond), 1)  # type: ignore[operator]
     number = number.cast(pl.Int64)
@@ -194,9 +196,8 @@ def _as_moments(column: pl.Series) -> pl.Series:
 def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Both frames with item ids of one type, and ids that are integers or strings."""
     interactions, items = _with_whole_ids(interactions), _with_whole_ids(items)
-    integers = interactions["item_id"].dtype.is_integer() and items["item_id"].dtype.is_integer()
-    dtype = pl.Int64 if integers else pl.String
-    users = pl.Int64 if interactions["user_id"].dtype.is_integer() else pl.String
+    dtype = pl.Int64 if _are_integers(interactions["item_id"]) and _are_integers(items["item_id"]) else pl.String
+    users = pl.Int64 if _are_integers(interactions["user_id"]) else pl.String
     shown = [pl.col("impressions").cast(pl.List(dtype))] if "impressions" in interactions.columns else []
     return (
         interactions.with_columns(pl.col("user_id").cast(users), pl.col("item_id").cast(dtype), *shown),
@@ -204,11 +205,18 @@ def _same_ids(interactions: pl.DataFrame, items: pl.DataFrame) -> tuple[pl.DataF
     )
 
 
+def _are_integers(ids: pl.Series) -> bool:
+    """Whether they are, and of 64 bits with a sign: hashes may need one bit more."""
+    return ids.dtype.is_integer() and bool((ids.max() or 0) < 2**63)  # type: ignore[operator]
+
+
 def _with_whole_ids(frame: pl.DataFrame) -> pl.DataFrame:
     """Ids that are floats as integers, where all are whole: pandas makes them so where one is missing."""
     floats = [name for name in ("user_id", "item_id") if name in frame.columns and frame[name].dtype.is_float()]
     filled = frame.with_columns(pl.col(floats).fill_nan(None))
-    whole = [name for name in floats if (filled[name].drop_nulls() % 1 == 0).all()]
+    whole = [
+        name for name in floats if ((ids := filled[name].drop_nulls()) % 1 == 0).all() and (ids.abs() < 2**63).all()
+    ]
     return filled.with_columns(pl.col(whole).cast(pl.Int64))
 
 

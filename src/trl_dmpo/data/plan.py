@@ -124,7 +124,7 @@ def make_plan(log: InteractionLog, config: BuildConfig, splits: Sequence[str] = 
         events=events,
         split=split,
         event=event,
-        history=events.before(event, past, config.max_history),
+        history=events.before(event, past, config.max_history, np.where(split == 0, config.history_step, 1)),
         disliked=events.before(event, ~events.liked, config.max_history) if form.disliked else _none(len(event)),
         negatives=negatives,
         ranking_negatives=ranking_negatives,

@@ -12,10 +12,22 @@ Extra columns are kept and ignored, but for `tools` and `chat_template_kwargs`, 
 """
 
 import json
-import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
+
+
+# Of relevance, which becomes single precision: beyond it, it would be infinite
+_LARGEST = 3.4e38
+
+# Far below the depth at which Python, Arrow and templates give up
+_DEEPEST = 50
+
+# What is said of each row by its own columns, or decides on the form of what the template is asked for
+_NOT_FOR_TEMPLATES = (
+    "conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs",
+)  # fmt: skip
 
 
 class Problem(NamedTuple):
@@ -66,11 +78,11 @@ def _kind(completion: Any) -> str | None:
 def _is_blank(completion: Any) -> bool:
     if isinstance(completion, str):
         return not completion.strip()
-    return not any(
-        message.get("tool_calls")
-        or (content.strip() if isinstance(content := message.get("content"), str) else content)
-        for message in completion
-    )
+    return not any(message.get("tool_calls") or not _is_empty(message.get("content")) for message in completion)
+
+
+def _is_empty(content: str | list | None) -> bool:
+    return not content or (isinstance(content, str) and not content.strip())
 
 
 def _key(completion: Any) -> str:
@@ -78,7 +90,10 @@ def _key(completion: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # nested too deeply, or of a type of the user's
+        return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -104,7 +119,7 @@ def find_problem(row: Mapping[str, Any]) -> Problem | None:
     True
     ```
     """
-    return _find_missing(row) or _find_malformed(row) or _find_repeated(row)
+    return _find_missing(row) or _find_malformed(row) or _find_repeated(row) or _find_misfit_of_template(row)
 
 
 def _find_missing(row: Mapping[str, Any]) -> Problem | None:
@@ -120,7 +135,7 @@ def _find_missing(row: Mapping[str, Any]) -> Problem | None:
         name = type(row["rejected"]).__name__
         return Problem("wrong type", "rejected", f"expected a list of completions, got {name}; make it a list")
     for column in ("chosen", "rejected"):
-        if row[column] == []:
+        if isinstance(row[column], list) and not row[column]:
             return Problem(f"no {column}", column, f"the list is empty; give at least one {column} completion")
     return None
 
@@ -142,6 +157,8 @@ def _find_malformed(row: Mapping[str, Any]) -> Problem | None:
                 column,
                 f"{what} is {_show(value)}; expected a string, or a list of messages with `role` and `content`",
             )
+        if (fault := _fault_of_completion(value)) is not None:
+            return Problem("unreadable", column, f"{what} {fault}")
         if column != "prompt" and _is_blank(value):
             return Problem("blank completion", column, f"{what} is blank; fill it in or remove it")
         if _kind(value) != _kind(chosen[0]):
@@ -150,6 +167,86 @@ def _find_malformed(row: Mapping[str, Any]) -> Problem | None:
                 column,
                 f"{what} is {_kind(value)}, but `chosen` is {_kind(chosen[0])}; use one of the two throughout a row",
             )
+    return None
+
+
+def _fault_of_completion(value: str | list) -> str | None:
+    for place, message in enumerate([] if isinstance(value, str) else value):
+        content, calls = message.get("content"), message.get("tool_calls")
+        if not isinstance(content, str | list | None):
+            return f"has {_show(content)} for the `content` of message {place}; make it a string"
+        if not isinstance(calls, list | None):
+            return f"has {_show(calls)} for the `tool_calls` of message {place}; make it a list"
+        if content is None and all(each is None for name, each in message.items() if name != "role"):
+            return f"has nothing in message {place} but its role; give it `content`, or remove it"
+    return find_fault(value)
+
+
+def find_fault(value: Any, depth: int = 0) -> str | None:
+    """
+    Why a value of a row can be put neither into JSON nor into a table.
+
+    Args:
+        value (`Any`):
+            The value of a column, or a part of it.
+        depth (`int`, *optional*, defaults to `0`):
+            In how many lists and dictionaries it is.
+
+    Returns:
+        `str` or `None`: what it has and what to do, to go on from its name.
+
+    Example:
+
+    ```python
+    >>> from trl_dmpo.data.schema import find_fault
+
+    >>> find_fault(["Amélie", {"year": 2001}]) is None
+    True
+    >>> find_fault(["Am\\ud83clie"])
+    'has half a surrogate pair, which no encoding has; read the text again in the encoding it was written in'
+    ```
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "has half a surrogate pair, which no encoding has; read the text again in the encoding it was written in"
+        return None
+    if hasattr(value, "__array__") and not isinstance(value, Real):
+        return f"has a value of type {type(value).__name__}; make it a list"
+    if not isinstance(value, Mapping | list | tuple):
+        return None
+    if depth == _DEEPEST:
+        return f"is nested more than {_DEEPEST} levels deep; make it plain"
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                return f"has {_show(name)} for a name; make it a string"
+        value = [*value, *value.values()]
+    return next((fault for each in value if (fault := find_fault(each, depth + 1)) is not None), None)
+
+
+def _find_misfit_of_template(row: Mapping[str, Any]) -> Problem | None:
+    """What is wrong with the columns that go to the chat template, which text does not have."""
+    if isinstance(as_list(row["chosen"])[0], str):
+        return None
+    tools, options = row.get("tools"), row.get("chat_template_kwargs")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        return Problem("wrong type", "tools", f"it is {_show(tools)}; expected a list of tools, or one as JSON")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        return Problem("wrong type", "tools", f"it is {_show(tools)}; expected a list of tools, or one as JSON")
+    if options is not None and not isinstance(options, Mapping):
+        column = "chat_template_kwargs"
+        return Problem("wrong type", column, f"it is {_show(options)}; expected a dictionary of the template's arguments")
+    for column, value in (("tools", tools), ("chat_template_kwargs", options)):
+        if (fault := find_fault(value)) is not None:
+            return Problem("wrong type", column, f"it {fault}")
+    for name in options or {}:
+        if name in _NOT_FOR_TEMPLATES:
+            column = "chat_template_kwargs"
+            return Problem("wrong type", column, f"`{name}` is no argument of the template; leave it out")
     return None
 
 
@@ -219,4 +316,4 @@ def find_relevance_problem(row: Mapping[str, Any], required: bool = False) -> Pr
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]

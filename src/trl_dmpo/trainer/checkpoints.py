@@ -143,7 +143,7 @@ class Checkpoints(TrainerCallback):
         self._carried: torch.Tensor | None = None  # the loss since the last log before the checkpoint
         self._unlogged: torch.Tensor | float = 0.0
         self._asked_to_stop = self._stops = self._postponed = False
-        self._saved_step = self._resumed_step = -1
+        self._saved_step = -1
 
     def find(self, wanted: str | Path | bool | None) -> str | None:
         """The folder to resume from, the same in all processes."""
@@ -161,8 +161,7 @@ class Checkpoints(TrainerCallback):
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Around training: SIGTERM saves, and an error says where to go on."""
-        self._carried, self._unlogged = None, 0.0
-        self._saved_step = self._resumed_step = -1
+        self._carried, self._unlogged, self._saved_step = None, 0.0, -1
         self._asked_to_stop = self._stops = self._postponed = False
         # Last, so that other callbacks have done their part of a checkpoint before SIGTERM ends the training
         self.trainer.callback_handler.callbacks.sort(key=lambda callback: callback is self)
@@ -201,7 +200,9 @@ class Checkpoints(TrainerCallback):
     def protect_workers(self, dataloader: Any) -> Any:
         """`dataloader`, whose workers outlive a SIGTERM that is sent to all processes of a job."""
         if dataloader.num_workers > 0:
-            dataloader.worker_init_fn = _WorkerInit(dataloader.worker_init_fn)
+            # Within the one that accelerate makes of it
+            inner = getattr(dataloader, "base_dataloader", dataloader)
+            inner.worker_init_fn = _WorkerInit(inner.worker_init_fn)
         return dataloader
 
     def with_carried(self, loss: torch.Tensor) -> torch.Tensor:
@@ -300,7 +301,6 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if state.global_step > 0:
-            self._resumed_step = state.global_step
             self.restore(Path(str(self.trainer.resumed_from)))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -317,7 +317,7 @@ class Checkpoints(TrainerCallback):
         control.should_training_stop = control.should_training_stop or self._stops
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if state.global_step == self._resumed_step:
+        if self._carried is not None:  # an epoch without a batch
             logger.warning(
                 f"The stream had begun anew before step {state.global_step}, and begins anew now: the rows that come next are "
                 "its first, not those that would have come had the training not been interrupted."

@@ -144,6 +144,11 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         users = [example.get(self.trunk_column, (place,)) for place, example in enumerate(examples)]
         return share_trunks(rows, users, self.max_trunk_length)
 
+    def candidates(self, example: dict[str, Any]) -> list[Candidate | None]:
+        """The completions of an example that a batch of it alone has, each with its prompt, truncated."""
+        chosen = example["chosen_ids"] if is_nested(example["chosen_ids"]) else [example["chosen_ids"]]
+        return self._candidates(example, chosen, self._draw(example), len(chosen))
+
     def _draw(self, example: dict[str, Any]) -> list[int]:
         """Indices of the rejected completions to use, in order."""
         count = len(example["rejected_ids"])

@@ -359,8 +359,22 @@ class DMPOConfig(DPOConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as a dict that can be written as JSON: functions in `loss_type` by their names."""
-        return {**super().to_dict(), "loss_type": [loss_name(loss) for loss in self.loss_type]}
+        """
+        The configuration as a dict that can be written as JSON: functions in `loss_type` by their names, and no token in
+        `model_init_kwargs`.
+        """
+        values = super().to_dict()
+        loading = _without_token(values["model_init_kwargs"])
+        return values | {"loss_type": [loss_name(loss) for loss in self.loss_type], "model_init_kwargs": loading}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into every checkpoint among others: no token."""
+        loading = _without_token(self.model_init_kwargs)
+        return {**self.__dict__, "hub_token": None, "model_init_kwargs": loading}
+
+
+def _without_token(kwargs: Any) -> Any:
+    return {name: value for name, value in kwargs.items() if name != "token"} if isinstance(kwargs, dict) else kwargs
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -32,15 +33,17 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 
 from ..losses import LIST_LOSSES, LOSSES, Scores
 from ..losses.pairwise import PAIRWISE_LOSSES
+from .attention import check_backward
 from .checkpoints import Checkpoints
 from .collator import DataCollatorForMultiPreference, is_nested
 from .dmpo_config import DMPOConfig, loss_name
 from .layout import LAYOUT_KEYS, Candidate, gather_completions, is_shared, unpack
+from .lengths import LengthSampler, needs_lengths, row_lengths
 from .metrics import MeanMetrics, preference_metrics, ranking_metrics
 from .micro_batches import join_parts, split_batch
 from .pairs import Logps, make_scores, per_prompt, select_for_each, split_chosen
 from .quantization import keep_differentiable
-from .reference_cache import describe_collator, describe_reference, discard_broken, hash_model
+from .reference_cache import describe_collator, describe_reference, discard_broken, hash_model, with_one_cache
 from .row_checks import Needs
 from .scoring import forward
 from .sharing import measure_sharing, sharing_obstacle
@@ -73,8 +76,8 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         # A stream that starts over is still in its first epoch to `Trainer`, which knows `max_steps` only
         self.epoch.fill_(max(int(state.epoch or 0), int(self.epoch) + 1))
-        if self.trainer._trunk_sampler is not None:
-            self.trainer._trunk_sampler.set_epoch(int(self.epoch))
+        if self.trainer._epoch_sampler is not None:
+            self.trainer._epoch_sampler.set_epoch(int(self.epoch))
 
 
 @contextlib.contextmanager
@@ -160,7 +163,7 @@ class DMPOTrainer(DPOTrainer):
     # The folder from which `train` was last told to resume, of which callbacks are not told
     resumed_from: str | None = None
     _train_collator: Any = None  # until TRL has made its own
-    _trunk_sampler: TrunkSampler | None = None
+    _epoch_sampler: TrunkSampler | LengthSampler | None = None
     _precompute_model_hash: str | None
     _tag_names = ["trl", "dmpo"]
     _name = "DMPO"
@@ -238,7 +241,7 @@ class DMPOTrainer(DPOTrainer):
         self.loss_types = args.loss_type
         self.losses = [LOSSES[loss] if isinstance(loss, str) else loss for loss in args.loss_type]
         self._adopt_collator()
-        if self._train_collator.num_negatives is not None or args.trunk_column is not None:
+        if self._train_collator.num_negatives is not None or args.trunk_column is not None or needs_lengths(args):
             self.add_callback(_EpochCallback(self))
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
@@ -318,19 +321,34 @@ class DMPOTrainer(DPOTrainer):
         columns = ["row_index", "relevance"] if self._needs.relevance else ["row_index"]
         if self.args.trunk_column is not None:
             columns.append(self.args.trunk_column)
+        if needs_lengths(self.args):
+            columns.append(self.args.length_column_name)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         column = self.args.trunk_column
-        if column is None:
-            return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if column is None:
+            sampler = super()._get_train_sampler(self._with_lengths(dataset, self._train_collator))
+            if isinstance(sampler, LengthGroupedSampler):
+                sampler = self._epoch_sampler = LengthSampler(sampler.batch_size, list(sampler.lengths), seed)
+            return sampler
         # A process gets a batch, or its part of one
         num_parts = self.accelerator.num_processes if self.accelerator.split_batches else 1
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         users = dataset.select_columns(column)[column][:]
-        self._trunk_sampler = TrunkSampler(users, self._train_batch_size // num_parts, seed)
-        return self._trunk_sampler
+        self._epoch_sampler = TrunkSampler(users, self._train_batch_size // num_parts, seed)
+        return self._epoch_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler | None:
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset, self.data_collator))
+
+    def _with_lengths(self, dataset: Any, collator: DataCollatorForMultiPreference) -> Any:
+        """`dataset`, or in its place the lengths of its rows, if a sampler of transformers asks for them."""
+        name = self.args.length_column_name
+        if not needs_lengths(self.args) or not isinstance(dataset, Dataset) or name in dataset.column_names:
+            return dataset
+        return Dataset.from_dict({name: row_lengths(dataset, collator)})
 
     def get_train_dataloader(self):
         collator, self.data_collator = self.data_collator, self._train_collator
@@ -350,6 +368,8 @@ class DMPOTrainer(DPOTrainer):
         if self._reference is None:
             self._reference = self._describe_reference()
         self._precompute_model_hash = Hasher.hash((self._reference, describe_collator(collator), self.ld_alpha))
+        if dataset._indices is not None:  # else TRL's file of log-probabilities would be copied once more
+            dataset = dataset.flatten_indices()
         if self.accelerator.is_main_process:
             discard_broken(dataset, self._precompute_model_hash)
         self.accelerator.wait_for_everyone()
@@ -357,7 +377,7 @@ class DMPOTrainer(DPOTrainer):
         chosen, rejected = (dataset.select_columns(name)[name] for name in ("chosen_ids", "rejected_ids"))
         self._pool_size = (max(map(len, chosen)) if is_nested(chosen[0]) else 0, max(map(len, rejected)))
         try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            return super()._precompute_ref_logps(with_one_cache(dataset), name, batch_size)
         finally:
             self._precompute_model_hash, self._pool_size = model_hash, None
 
@@ -397,10 +417,10 @@ class DMPOTrainer(DPOTrainer):
                 measured = measure_sharing(inputs, partial(self._token_logps, model), self._lay_out, dtype)
         finally:
             model.train(was_training)
-        verdict = torch.tensor([int(measured.exact)], device=self.accelerator.device)
-        self._sharing_is_exact = bool(self.accelerator.gather(verdict).all())  # the same on all processes
+        found = gather_object([None if measured.exact else measured.describe()])  # one verdict for all processes
+        self._sharing_is_exact = not any(found)
         if not self._sharing_is_exact:
-            self._stop_sharing(f"on the first batch, {measured.describe()}")
+            self._stop_sharing(f"on the first batch, {next(filter(None, found))}")
 
     def _stop_sharing(self, reason: str) -> None:
         self._sharing_is_exact = self.data_collator.prefix_sharing = self._train_collator.prefix_sharing = False
@@ -466,9 +486,18 @@ class DMPOTrainer(DPOTrainer):
         return chosen, F.pad(rejected, (0, most_rejected - rejected.size(1)))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        check_backward(self.model.config, self.accelerator.device)
         self.resumed_from = self._checkpoints.find(resume_from_checkpoint)
         with self._checkpoints.training():
             return super().train(self.resumed_from, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # PEFT loads an adapter in float32, also one on quantized weights, which TRL trains in bfloat16
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
 
     def _save_checkpoint(self, model, trial):
         with self._checkpoints.saving(trial):
@@ -481,7 +510,7 @@ class DMPOTrainer(DPOTrainer):
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if batches:
-            count_step(batches, self.accelerator)
+            count_step(batches, self.accelerator, self.callback_handler.train_dataloader)
         return batches, num_items
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -497,7 +526,8 @@ class DMPOTrainer(DPOTrainer):
             self.accelerator.gradient_state._set_sync_gradients(is_last_of_step and is_last)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, micro_batch, *args, **kwargs))
-        self._collect_metrics("train")
+        if is_last_of_step:
+            self._collect_metrics("train")
         return self._checkpoints.with_carried(sum(losses))
 
     def _split(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -639,13 +669,15 @@ class DMPOTrainer(DPOTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
         inputs = self._decide_layout(model, self._prepare_inputs(inputs))
-        parts = self._split(counted(inputs, self.accelerator))
+        inputs = counted(inputs, self.accelerator)
+        parts = self._split(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             found = [self.compute_loss(model, part, return_outputs=True) for part in parts]
         loss, logps = join_parts(parts, found)
         if prediction_loss_only:
             return loss, None, None
-        mask = inputs["completion_lengths"] > 0
+        # `Trainer` knows how many rows there are of a dataset, but not of a stream
+        mask = (inputs["completion_lengths"] > 0) & inputs["counts"].unsqueeze(1)
         labels = torch.zeros_like(mask, dtype=torch.long)
         labels[:, : inputs["chosen_lengths"].size(1)] = 1
         # -100 is what `Trainer` pads with where batches differ in their number of completions

@@ -21,13 +21,15 @@ TRAINER_HOOKS = {
     "compute_ref_log_probs": "overridden: K per prompt, either layout; TRL's precomputation calls it",
     "_compute_loss": "overridden: the multi-negative loss",
     "train": "overridden: resumes from whole checkpoints, saves one at SIGTERM",
+    "_load_from_checkpoint": "overridden: an adapter keeps its dtype",
     "_save_checkpoint": "overridden: a folder that is not saved to the end is known for that, and an error names it",
     "_save_rng_state": "overridden: the last that all processes save: what transformers leaves out is saved after it",
     "get_batch_samples": "overridden: counts the rows of an optimizer step over processes and micro-batches",
     "training_step": "overridden: batches within `max_tokens_per_batch`; rejected completions that a callback has renewed",
     "log": "overridden: evaluation metrics as means over all rows, not over batches",
     "prediction_step": "overridden: `compute_metrics` gets log-probabilities instead of logits",
-    "_get_train_sampler": "overridden: the rows of a user fall into the same batches (a hook of transformers' own)",
+    "_get_train_sampler": "overridden: rows of a user, or of a length, fall into the same batches (a hook of transformers')",
+    "_get_eval_sampler": "overridden: lengths of rows for transformers' length grouping (a hook of transformers')",
     "get_train_dataloader": "overridden: negatives are drawn in training only",
 }
 

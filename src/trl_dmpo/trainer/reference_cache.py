@@ -1,5 +1,6 @@
 """What precomputed log-probabilities of a reference depend on, and whether a file of them is whole."""
 
+import copy
 import hashlib
 import json
 import os
@@ -9,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
-from datasets import Dataset
+from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset, is_caching_enabled
 from datasets.fingerprint import Hasher
 
 from .collator import DataCollatorForMultiPreference
@@ -114,3 +115,17 @@ def discard_broken(dataset: Dataset, model_hash: str) -> None:
     if broken is not None:
         logger.warning(f"The precomputed reference log-probabilities in {path} are computed anew: {broken}.")
         os.remove(path)
+
+
+def with_one_cache(dataset: Dataset) -> Dataset:
+    """
+    `dataset`, for the cached files of which all processes look in the same place.
+
+    Of one in memory each process has a temporary folder of its own, where it would not find what the main process writes.
+    """
+    if dataset.cache_files and is_caching_enabled():
+        return dataset
+    [path] = broadcast_object_list([dataset._get_cache_file_path("")])
+    dataset = copy.copy(dataset)
+    dataset._get_cache_file_path = lambda fingerprint: path
+    return dataset

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.data_loader import IterableDatasetShard, SkipBatchSampler
 
 
 # Of a batch: which rows count, (B,), what to divide their sum by, and chosen tokens per row in the step, scalars
 COUNT_KEYS = ("counts", "rows", "chosen_tokens_per_row")
 
 
-def rows_that_count(batch: dict[str, torch.Tensor], accelerator: Any, is_last: bool) -> torch.Tensor:
+def rows_that_count(
+    batch: dict[str, torch.Tensor], accelerator: Any, is_last: bool, loader: Any = None
+) -> torch.Tensor:
     """
     Which rows of a batch count: not those from the start of the dataset with which accelerate fills up the last one.
 
@@ -26,26 +29,55 @@ def rows_that_count(batch: dict[str, torch.Tensor], accelerator: Any, is_last: b
             Knows how many rows the last batch has, over all processes, where the dataset has a length.
         is_last (`bool`):
             Whether it is the last batch that the active data loader has given.
+        loader ([`~torch.utils.data.DataLoader`], *optional*):
+            The data loader, prepared by accelerate.
 
     Returns:
         `torch.Tensor` of shape (B,), bool.
     """
     lengths, state = batch["completion_lengths"], accelerator.gradient_state
     count, first = len(lengths), accelerator.process_index * len(lengths)
-    if accelerator.num_processes > 1 and _is_stream(accelerator) and "row_index" in batch:
-        # Nobody knows where a stream ends, but its rows come in order
+    if isinstance(getattr(loader, "dataset", None), IterableDatasetShard) and "row_index" in batch:
+        # Nobody knows where a stream ends, but its rows come in order, unless processes have files of their own
         rows = accelerator.gather(batch["row_index"])
         before = torch.cat([rows.new_full((1,), -1), rows.cummax(0).values[:-1]])
         return (rows > before)[first : first + count]
-    if not (is_last and state.end_of_dataloader and state.remainder > 0):
+    remainder = _rows_of_last_batch(accelerator) if is_last and state.end_of_dataloader else 0
+    if remainder <= 0:
         return torch.ones(count, dtype=torch.bool, device=lengths.device)
-    return torch.arange(first, first + count, device=lengths.device) < state.remainder
+    return torch.arange(first, first + count, device=lengths.device) < remainder
 
 
-def count_step(batches: Sequence[dict[str, torch.Tensor]], accelerator: Any) -> None:
-    """Write into the micro-batches that this process has of an optimizer step what each of their rows weighs."""
+def _rows_of_last_batch(accelerator: Any) -> int:
+    """Rows of the last batch over all processes, 0 or -1 if it is a full one."""
+    state = accelerator.gradient_state
+    sampler = getattr(state.active_dataloader, "batch_sampler", None)
+    if not isinstance(sampler, SkipBatchSampler):
+        return state.remainder
+    # A resumed training skips batches, and accelerate loses count of the rows
+    every = sampler.batch_sampler
+    if every.drop_last:
+        return 0
+    together = 1 if getattr(every, "split_batches", False) else getattr(every, "num_processes", 1)
+    return len(state.active_dataloader.dataset) % (every.batch_size * together)
+
+
+def count_step(batches: Sequence[dict[str, torch.Tensor]], accelerator: Any, loader: Any = None) -> None:
+    """
+    Write into the micro-batches that this process has of an optimizer step what each of their rows weighs.
+
+    Raises:
+        `ValueError`: other processes have more or fewer micro-batches, for which they would wait in vain.
+    """
+    numbers = accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).tolist()
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f"Of a step, the processes have {numbers} micro-batches: of a stream of several files each reads files of its own, "
+            "which here end in the middle of a step. Set `gradient_accumulation_steps=1`, or stream fewer files than there "
+            "are processes: they then share the rows."
+        )
     for index, batch in enumerate(batches):
-        batch["counts"] = rows_that_count(batch, accelerator, index == len(batches) - 1)
+        batch["counts"] = rows_that_count(batch, accelerator, index == len(batches) - 1, loader)
     rows, tokens = _totals(batches, accelerator)
     rows_on_average = rows / (len(batches) * accelerator.num_processes)
     for batch in batches:
@@ -56,7 +88,7 @@ def counted(batch: dict[str, torch.Tensor], accelerator: Any) -> dict[str, torch
     """`batch` with [`COUNT_KEYS`]. Unless it has them it is one of evaluation, or a step of its own."""
     if "rows" in batch:
         return batch
-    batch = batch | {"counts": rows_that_count(batch, accelerator, is_last=True)}
+    batch = batch | {"counts": rows_that_count(batch, accelerator, True, accelerator.gradient_state.active_dataloader)}
     rows, tokens = _totals([batch], accelerator)
     # `Trainer` weights the losses of processes by their rows in evaluation, unless it is of a stream
     divisor = rows / accelerator.num_processes if _is_stream(accelerator) else batch["counts"].sum().clamp(min=1)

@@ -1,8 +1,8 @@
 """
 Rows of one user share one history: which rows go into a batch, and which of these into one row of tokens.
 
-The prompts of a user are prefixes of one another up to the question. Whoever calls the common part the trunk calls what
-stands behind it, the rest of a history, a question or an answer, a branch.
+The prompts of a user start alike, with a history that grows. What they have in common is a trunk; the rest of a history, a
+question, an answer are branches.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -59,13 +59,13 @@ def check_trunk_column(dataset: Dataset | IterableDataset, column: str) -> None:
 
 class TrunkSampler(Sampler[int]):
     """
-    Samples rows such that those of one user fall into the same batches, users in random order.
+    Samples rows such that those of one user fall into the same batches, users in random order. Every row comes once an epoch.
 
-    The rows of a user are cut into chunks of a batch, in the order that they have, of which neighbours share most. Chunks
-    that are smaller are put together to batches, and one is split where nothing fits. Every row comes once an epoch.
+    The rows of a user are cut into chunks of a batch, in the order of the dataset: neighbours have most in common. Smaller
+    chunks are put together to batches; one is split where nothing fits.
 
-    It gives rows, not batches: cut what it gives into batches of `batch_size`, as [`~torch.utils.data.DataLoader`] does, and
-    deal these out to processes, as accelerate does.
+    What it samples is to be cut into batches of `batch_size`, as [`~torch.utils.data.DataLoader`] does, which accelerate deals
+    out to processes.
 
     Args:
         users (`Iterable[Hashable]`):
@@ -114,11 +114,11 @@ class TrunkSampler(Sampler[int]):
             for start, stop in pairwise(cuts):
                 (batches if stop - start == self.batch_size else smaller).append(rows[start:stop])
         packed = _fill(smaller, self.batch_size)
-        last = packed.pop() if packed else []
+        last = packed.pop() if packed and len(packed[-1]) < self.batch_size else []
         batches += packed
         for batch in generator.permutation(len(batches)).tolist():
             yield from batches[batch]
-        yield from last  # the only one that may be short
+        yield from last  # it alone is short
 
 
 def _fill(chunks: list[list[int]], size: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import Domain
-from ..schema import Problem, as_list, find_problem, is_message_list, is_several
+from ..schema import Problem, as_list, find_fault, find_problem, is_message_list, is_several
 from . import columns, dmpo, llara, minionerec, pairs, rows, scored, tallrec
 from .files import read_records
 
@@ -109,19 +109,21 @@ def load_rows(
     if negatives is not None and negatives < 1:
         raise ValueError(f"`negatives` must be at least 1, got {negatives}.")
     name, records = _open(source)
-    found = format or _recognise(records, name)
+    problems = _find_faults(records)
+    places = [index for index in range(len(records)) if index not in problems]
+    if not places:
+        raise ValueError(_complain(name, problems, len(records)))
+    readable = [records[place] for place in places]
+    found = format or _recognise(readable[0], f"{name}[{places[0]}]")
     _require_one_of("format", found, FORMATS)
     given = {"chat": chat, "domain": domain, "grouped": grouped, "negatives": negatives, "seed": seed, "ties": ties}
     options = _options_for(found, given, name)
     notes: Counter[str] = Counter()
-    kept, problems = _sort_out(FORMATS[found].read(records, notes, **options))
+    kept, unusable = _sort_out(FORMATS[found].read(readable, notes, **options))
+    problems |= {places[index]: problem for index, problem in unusable.items()}
     told = _tell(name, found, len(kept), len(records), notes, problems)
     if problems and on_invalid_row == "raise":
-        first = min(problems)
-        raise ValueError(
-            f"{name}[{first}], column {problems[first].column!r}: {problems[first].detail}. In all, {len(problems)} of "
-            f"{len(records)} records cannot be used: {_counts(problems)}. To leave them out, set `on_invalid_row='drop'`."
-        )
+        raise ValueError(f"{_complain(name, problems, len(records))} To leave them out, set `on_invalid_row='drop'`.")
     if not kept:
         raise ValueError(f"{told} No row is left.")
     logger.log(logging.WARNING if problems else logging.INFO, told)
@@ -153,14 +155,25 @@ def _open(source: Any) -> tuple[str, list[Any]]:
     return name, records
 
 
-def _recognise(records: list[Any], name: str) -> str:
+def _find_faults(records: list[Any]) -> dict[int, Problem]:
+    """By place, the records with a value that no table holds, whatever their format."""
+    faults: dict[int, Problem] = {}
+    for index, record in enumerate(records):
+        for column, value in record.items():
+            if (fault := find_fault({column: value})) is not None:
+                faults[index] = Problem("unreadable", str(column), f"it {fault}")
+                break
+    return faults
+
+
+def _recognise(record: Mapping[str, Any], name: str) -> str:
     for format, module in FORMATS.items():
-        if module.recognise(records[0]):
+        if module.recognise(record):
             return format
     looks = "\n".join(f"- {format}: {module.LOOKS}" for format, module in FORMATS.items())
-    have = ", ".join(map(str, records[0]))
+    have = ", ".join(record)
     raise ValueError(
-        f"{name}[0] is of no known format, it has: {have}. Rename its columns, or set `format` to one of these:\n{looks}"
+        f"{name} is of no known format, it has: {have}. Rename its columns, or set `format` to one of these:\n{looks}"
     )
 
 
@@ -211,6 +224,14 @@ def _find_odd(row: dict[str, Any], prompted: bool, first: dict[str, Any]) -> Pro
     return None
 
 
+def _complain(name: str, problems: Mapping[int, Problem], records: int) -> str:
+    first = min(problems)
+    return (
+        f"{name}[{first}], column {problems[first].column!r}: {problems[first].detail}. In all, {len(problems)} of {records} "
+        f"records cannot be used: {_counts(problems)}."
+    )
+
+
 def _counts(problems: Mapping[int, Problem]) -> str:
     counts = Counter(problem.reason for problem in problems.values())
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
@@ -230,7 +251,6 @@ def _tell(
 
 
 def _make_dataset(kept: list[dict[str, Any]], name: str, told: str) -> "Dataset":
-    import pyarrow as pa
     from datasets import Dataset, DatasetInfo
 
     # Not only the columns of the first row
@@ -238,16 +258,16 @@ def _make_dataset(kept: list[dict[str, Any]], name: str, told: str) -> "Dataset"
     table = {column: [row.get(column) for row in kept] for column in names}
     try:
         return Dataset.from_dict(table, info=DatasetInfo(description=told))
-    except (pa.ArrowException, OverflowError) as error:
+    except Exception as error:  # of any type: of Arrow, of Python, or of what the user's values are
         column = next(column for column, values in table.items() if not _is_of_one_type(values))
         raise ValueError(f"{name}, column {column!r}: its values are not of one type ({error}). Mend it.") from error
 
 
 def _is_of_one_type(values: list[Any]) -> bool:
-    import pyarrow as pa
+    from datasets import Dataset
 
     try:
-        pa.array(values)
-    except (pa.ArrowException, OverflowError):
+        Dataset.from_dict({"values": values})
+    except Exception:
         return False
     return True

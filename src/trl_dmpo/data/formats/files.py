@@ -64,10 +64,11 @@ def _read_json(path: Path) -> list[Any]:
         return _read_json_lines(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         whole = _count_whole(text)
+        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ValueError(
-            f"{path}: cut off or malformed at line {error.lineno}, column {error.colno} ({error.msg}). The first {whole} rows "
+            f"{path}: cut off or malformed{where} ({_reason(error)}). The first {whole} rows "
             f"are whole, {path.name}[{whole}] is not. Mend it, or get the file again."
         ) from error
 
@@ -81,9 +82,13 @@ def _count_whole(text: str) -> int:
             position += 1
         try:
             _, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return count
         count += 1
+
+
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _read_json_lines(path: Path) -> list[Any]:
@@ -94,10 +99,11 @@ def _read_json_lines(path: Path) -> list[Any]:
             continue
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise ValueError(
-                f"{path}, line {number} (row {path.name}[{len(records)}]): cut off or malformed JSON ({error.msg}, column "
-                f"{error.colno}). Mend it, or get the file again."
+                f"{path}, line {number} (row {path.name}[{len(records)}]): cut off or malformed JSON ({_reason(error)}{where}). "
+                f"Mend it, or get the file again."
             ) from error
     return records
 

@@ -3,6 +3,7 @@
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from random import Random
 from typing import Any
 
@@ -35,6 +36,7 @@ def read(
     parsed: dict[int, list[str]] = {}
     for index, record in enumerate(records):
         try:
+            _require_name_of_user(record)
             titles = get_titles(record, "history_item_title", _parse_list)
             parsed[index] = [*titles, one_line(get(record, "item_title"))]
         except Unusable as error:
@@ -61,6 +63,13 @@ def _parse_list(text: str) -> Any:
         raise Unusable(
             "not a list", "history_item_title", f"{text[:60]!r} is not a list of strings as Python writes it; mend it"
         ) from error
+
+
+def _require_name_of_user(record: Mapping[str, Any]) -> None:
+    user = record.get("user_id")
+    if not isinstance(user, str | Real | None):
+        detail = f"expected a string or a number, got {type(user).__name__}; mend it"
+        raise Unusable("wrong type", "user_id", detail)
 
 
 def _user(record: Mapping[str, Any], index: int) -> Any:

@@ -82,6 +82,6 @@ def _distinct(answers: list[Any], scores: list[Any], notes: Counter[str]) -> lis
 def _as_number(score: Any) -> float | None:
     try:
         number = float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number

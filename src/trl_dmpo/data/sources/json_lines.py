@@ -137,7 +137,7 @@ def _fault(line: bytes, columns: Mapping[str, Any]) -> str | None:
     """What is wrong with a line, if anything. Slow: for when reading has failed."""
     try:
         row = json.loads(line, parse_constant=int)  # NaN is not JSON, nor an integer
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         return _not_an_object(line, "a JSON object")
