@@ -239,7 +239,9 @@ def _find_misfit_of_template(row: Mapping[str, Any]) -> Problem | None:
         return Problem("wrong type", "tools", f"it is {_show(tools)}; expected a list of tools, or one as JSON")
     if options is not None and not isinstance(options, Mapping):
         column = "chat_template_kwargs"
-        return Problem("wrong type", column, f"it is {_show(options)}; expected a dictionary of the template's arguments")
+        return Problem(
+            "wrong type", column, f"it is {_show(options)}; expected a dictionary of the template's arguments"
+        )
     for column, value in (("tools", tools), ("chat_template_kwargs", options)):
         if (fault := find_fault(value)) is not None:
             return Problem("wrong type", column, f"it {fault}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import IterableDatasetShard, SkipBatchSampler
+from torch.utils.data import IterableDataset
 
 
 # Of a batch: which rows count, (B,), what to divide their sum by, and chosen tokens per row in the step, scalars
@@ -96,7 +97,8 @@ def counted(batch: dict[str, torch.Tensor], accelerator: Any) -> dict[str, torch
 
 
 def _is_stream(accelerator: Any) -> bool:
-    return accelerator.gradient_state.in_dataloader and accelerator.gradient_state.remainder == -1
+    loader = accelerator.gradient_state.active_dataloader
+    return loader is not None and isinstance(loader.dataset, IterableDataset)
 
 
 def _totals(batches: Sequence[dict[str, torch.Tensor]], accelerator: Any) -> torch.Tensor:

@@ -126,11 +126,15 @@ def _encode(processing_class: Any, row: Mapping[str, Any], completions: list) ->
     wholes = [prompt + completion for completion in completions]
     columns = ["chosen" if place < count else "rejected" for place in range(len(wholes))]
     if isinstance(prompt, str):
-        return _encode_all(lambda texts: processing_class(text=texts)["input_ids"], [prompt, *wholes], ["prompt", *columns])
+        return _encode_all(
+            lambda texts: processing_class(text=texts)["input_ids"], [prompt, *wholes], ["prompt", *columns]
+        )
     options = row.get("chat_template_kwargs") or {}
     _see_to_markers(processing_class, wholes, options)
     tools = row.get("tools")
-    render = partial(_render, processing_class, tools=json.loads(tools) if isinstance(tools, str) else tools, **options)
+    render = partial(
+        _render, processing_class, tools=json.loads(tools) if isinstance(tools, str) else tools, **options
+    )
     alone = _encode_all(partial(render, add_generation_prompt=True), [prompt], ["prompt"])
     return [*alone, *_encode_all(render, wholes, columns)]
 
@@ -153,7 +157,9 @@ def _encode_all(encode: Callable, inputs: list, columns: list[str]) -> list[list
             except Exception as error:
                 told = f"{type(error).__name__}: {_shorten(str(error))}"
                 raise Untokenizable(
-                    "refused by the tokenizer", column, f"the tokenizer or its chat template raises {told}; mend or remove it"
+                    "refused by the tokenizer",
+                    column,
+                    f"the tokenizer or its chat template raises {told}; mend or remove it",
                 ) from error
         raise
 
@@ -168,8 +174,8 @@ def _see_to_markers(processing_class: Any, conversations: list[list[dict]], opti
             )
         return
     text = "\n".join(str(message.get("content")) for messages in conversations for message in messages)
-    tokens = getattr(processing_class, "tokenizer", processing_class).all_special_tokens
-    if found := next((token for token in tokens if token in text), None):
+    tokens = getattr(processing_class, "tokenizer", processing_class).added_tokens_decoder.values()
+    if found := next((token.content for token in tokens if token.special and token.content in text), None):
         transformers_logging.get_logger(__name__).warning_once(
             f"A message has the text {found!r}, which the tokenizer takes for its special token, so that it may end the turn or "
             "begin another. If that is not meant, remove it from the text, or give the rows `chat_template_kwargs` with "

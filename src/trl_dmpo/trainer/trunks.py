@@ -82,7 +82,7 @@ class TrunkSampler(Sampler[int]):
 
     >>> sampler = TrunkSampler(["ann", "bob", "ann", "cleo", "bob", "ann"], batch_size=3)
     >>> list(sampler)
-    [0, 2, 5, 1, 4, 3]
+    [1, 4, 3, 0, 2, 5]
     ```
     """
 
