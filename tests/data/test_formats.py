@@ -367,11 +367,22 @@ def test_values_that_no_table_holds_cost_only_their_record(good, change, column,
         load_rows(records, **options)
     rows = load_rows(records, on_invalid_row="drop", **options)
     assert [row["rejected"] for row in rows] == [row["rejected"] for row in load_rows([good, other], **options)]
-    with pytest.raises(ValueError, match=rf"^list\[0\], column '{column}'"):
+    with pytest.raises(ValueError, match=rf"^list(\[0\], column '{column}': |.* No row is left\.)"):
         load_rows([{**good, **change}], on_invalid_row="drop", **options)
 
 
-@pytest.mark.parametrize(("name", "where"), [("a.json", r"a\.json\[1\] is not"), ("a.jsonl", r"line 2 \(row a\.jsonl\[1\]\)")])
+def test_a_record_behind_an_unreadable_one_is_counted_beside_it():
+    records = [{**ROW, "review": "\ud800"}, {**ROW, "rejected": []}, ROW]
+    with pytest.raises(ValueError, match=r"^list\[0\], column 'review': .* In all, 2 of 3 records .*: 1 unreadable, 1 no rej"):
+        load_rows(records)
+    rows = load_rows(records, on_invalid_row="drop")
+    assert list(rows) == [ROW]
+    assert rows.info.description.endswith("Dropped: 1 unreadable, 1 no rejected.")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("a.json", r"a\.json\[1\] is not"), ("a.jsonl", r"line 2 \(row a\.jsonl\[1\]\)")]
+)
 @pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000])
 def test_json_beyond_what_python_reads(name, where, value, tmp_path):
     lines = [json.dumps(ROW), f'{{"prompt": {value}']
@@ -496,6 +507,7 @@ class TestFiles:
             r"0 rows .* Dropped: 1 chosen among .* No row is left",
         ),
         ([{**ROW, "n": 1}, {**ROW, "n": "b"}], {}, r"list, column 'n': its values are not of one type"),
+        ([{**ROW, "n\0x": 1}], {}, r"list, column 'n\\x00x': its values are not of one type"),
         ([{**SCORED, "prompt": [user("a")]}], {"chat": True}, r"`chat=True` makes messages of a text prompt"),
     ],
 )

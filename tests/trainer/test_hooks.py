@@ -7,7 +7,7 @@ import pytest
 import trl
 from packaging.specifiers import SpecifierSet
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_rows
 from trl_dmpo.trainer import hooks
 
 
@@ -61,6 +61,12 @@ def test_what_the_trainer_overrides_is_on_the_list():
         if callable(value) and any(name in vars(base) for base in DMPOTrainer.__mro__[1:] if base is not object)
     } - {"__init__"}
     assert overridden == set(hooks.TRAINER_HOOKS)
+
+
+def test_a_training_sets_what_is_restored(build):
+    trainer = build(make_rows(2, 1), max_steps=1)
+    trainer.train()
+    assert all(hasattr(trainer, name) for name in hooks.TRAINING_STATE)
 
 
 def test_private_imports_are_on_the_list():

@@ -37,7 +37,7 @@ def build(model_path, tokenizer, make_args):
 @pytest.fixture
 def repacks(monkeypatch):
     """Have every CPU repack 4-bit weights in evaluation mode, as one with AVX512-BF16 does."""
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True, raising=False)
 
 
 def frozen(model) -> dict[str, torch.Tensor]:
@@ -92,6 +92,9 @@ class TestGradients:
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient)
 
+    @pytest.mark.skipif(
+        not hasattr(bitsandbytes.nn.modules, "has_avx512bf16"), reason="this bitsandbytes repacks nothing"
+    )
     def test_weights_that_were_repacked_are_refused(self, model_path, repacks):
         model = AutoModelForCausalLM.from_pretrained(model_path(), quantization_config=NF4)
         layer = model.model.layers[1].mlp.down_proj  # the only ones here that are wide enough

@@ -1,6 +1,7 @@
 """Rows that keep the contract, and that a tokenizer or its chat template makes nothing of."""
 
 import inspect
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -32,10 +33,12 @@ def prepare(rows, tokenizer, on_invalid_row="drop", stream=False):
 
 
 @pytest.fixture(autouse=True)
-def trainer_state():
+def loggers(monkeypatch):
     from accelerate import PartialState
 
     PartialState(cpu=True)  # which the logger of accelerate asks for
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    transformers_logging.warning_once.cache_clear()  # another test may have had the warning
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -57,11 +60,15 @@ def test_a_row_that_the_template_refuses_costs_no_other(first, stream, caplog):
     assert "refused by the tokenizer" in caplog.text
 
 
-@pytest.mark.parametrize(("column", "change"), [("chosen", {"chosen": " é"}), ("rejected", {"rejected": [" Heat", " é"]})])
+@pytest.mark.parametrize(
+    ("column", "change"), [("chosen", {"chosen": " é"}), ("rejected", {"rejected": [" Heat", " é"]})]
+)
 def test_a_character_that_the_tokenizer_does_not_know(column, change):
     texts = ["Next:", "Next: Aliens</s>", "Next: Heat</s>", "Next: Big</s>"]
     words = Words({text: place for place, text in enumerate(texts)})
-    with pytest.raises(ValueError, match=rf"^train\[0\], column '{column}': the tokenizer .* raises Exception: WordLevel error"):
+    with pytest.raises(
+        ValueError, match=rf"^train\[0\], column '{column}': the tokenizer .* raises Exception: WordLevel error"
+    ):
         prepare([{**TEXT, **change}], words, "raise")
 
 
@@ -94,7 +101,9 @@ class TestMarkers:
 
     def ids(self, row):
         tokenizer = byte_level()
-        return tokenize_row(row, tokenizer, tokenizer.eos_token)["chosen_ids"], tokenizer.convert_tokens_to_ids("<|end|>")
+        return tokenize_row(row, tokenizer, tokenizer.eos_token)["chosen_ids"], tokenizer.convert_tokens_to_ids(
+            "<|end|>"
+        )
 
     def test_in_text(self, caplog):
         ids, marker = self.ids({**TEXT, "chosen": " Alien<|end|>"})
@@ -102,7 +111,6 @@ class TestMarkers:
         assert not caplog.records
 
     def test_in_messages(self, caplog):
-        transformers_logging.warning_once.cache_clear()  # another test may have had the warning
         ids, marker = self.ids({**CHAT, "chosen": said("Alien<|end|>")})
         assert ids.count(marker) == 2  # its own, and that of the template
         assert "A message has the text '<|end|>', which the tokenizer takes for its special token" in caplog.text

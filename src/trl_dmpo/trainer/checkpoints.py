@@ -277,10 +277,13 @@ class Checkpoints(TrainerCallback):
                 f"{folder} was saved by {len(losses)} processes, and {trainer.args.world_size} resume from it: random "
                 "numbers such as those of dropout differ from those of a training that goes on with as many."
             )
-        self._carried = torch.tensor(loss)
         trainer._globalstep_last_logged = state["logged_step"]
-        # The summary at the end is of the steps since
-        trainer._total_loss_scalar -= loss
+        if trainer.state.global_step < trainer.state.max_steps:
+            self._carried = torch.tensor(loss)
+            # The summary at the end is of the steps since
+            trainer._total_loss_scalar -= loss
+        else:  # else with the first step, which does not come
+            trainer._load_rng_state(str(folder))
         trainer._metrics["train"].clear()
         trainer._metrics["train"].update(state["metrics"])
         trainer._total_train_tokens = state["num_tokens"]

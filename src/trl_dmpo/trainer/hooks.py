@@ -33,6 +33,18 @@ TRAINER_HOOKS = {
     "get_train_dataloader": "overridden: negatives are drawn in training only",
 }
 
+# Called on `DPOTrainer`, which has them from transformers
+CALLED = {
+    "_get_output_dir": "where a checkpoint is saved",
+    "_load_rng_state": "of a checkpoint after which no step is left",
+}
+
+# What `train` sets, to resume the curve of a training that was killed; the contract test trains to see it
+TRAINING_STATE = {
+    "_globalstep_last_logged": "the step since which the loss is summed up",
+    "_total_loss_scalar": "sum of the losses that were logged",
+}
+
 # Attributes that `DPOTrainer.__init__` sets and that are read here
 TRAINER_ATTRIBUTES = {
     "_tokenizer": "the tokenizer, also when the processing class is a processor",
@@ -76,7 +88,7 @@ def missing_hooks() -> list[str]:
     """Names of the hooks that the installed TRL lacks."""
     from trl import DPOTrainer
 
-    missing = [f"trl.DPOTrainer.{name}" for name in TRAINER_HOOKS if not hasattr(DPOTrainer, name)]
+    missing = [f"trl.DPOTrainer.{name}" for name in (*TRAINER_HOOKS, *CALLED) if not hasattr(DPOTrainer, name)]
     initializer = DPOTrainer.__init__.__code__
     missing += [f"trl.DPOTrainer().{name}" for name in TRAINER_ATTRIBUTES if name not in initializer.co_names]
     for path in FUNCTIONS:

@@ -259,15 +259,16 @@ def _make_dataset(kept: list[dict[str, Any]], name: str, told: str) -> "Dataset"
     try:
         return Dataset.from_dict(table, info=DatasetInfo(description=told))
     except Exception as error:  # of any type: of Arrow, of Python, or of what the user's values are
-        column = next(column for column, values in table.items() if not _is_of_one_type(values))
+        columns = (column for column, values in table.items() if not _is_of_one_type(column, values))
+        column = next(columns, "all")
         raise ValueError(f"{name}, column {column!r}: its values are not of one type ({error}). Mend it.") from error
 
 
-def _is_of_one_type(values: list[Any]) -> bool:
+def _is_of_one_type(column: str, values: list[Any]) -> bool:
     from datasets import Dataset
 
     try:
-        Dataset.from_dict({"values": values})
+        Dataset.from_dict({column: values})
     except Exception:
         return False
     return True
