@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Nothing here needs a model hub
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-lowest lint docs benchmark clean
+.PHONY: demo test test-slow test-lowest lint audit docs benchmark clean
 
 demo: $(VENV)/.installed ## the main job on data and a model made on the spot
 	$(VENV)/bin/trl-dmpo demo
@@ -27,6 +27,9 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+audit: $(VENV)/.test $(VENV)/.audit ## licences, and known vulnerabilities that a newer version mends
+	$(VENV)/bin/python .ci/audit.py
+
 docs: $(VENV)/.docs ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
@@ -44,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.audit: $(VENV)/.%: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --group $*
 	touch $@
 

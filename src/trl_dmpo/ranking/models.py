@@ -92,6 +92,8 @@ def _named(name: str, option: str, base: PeftConfig | None = None) -> Iterator[N
         if base is not None:
             what = f"{name}, an adapter of {base.base_model_name_or_path},"
             hint = " If its base model is elsewhere, say where in its adapter_config.json."
+        if "trust_remote_code" in str(error):
+            hint = f" If you have read it and trust it, set `trust_remote_code`.{hint}"
         raise ValueError(f"`{option}`: {what} cannot be loaded: {_first_line(error)}{hint}") from error
 
 
