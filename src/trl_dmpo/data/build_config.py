@@ -100,7 +100,9 @@ class BuildConfig:
     max_history: int = field(default=20, metadata={"help": "Items in a prompt at most, the latest."})
     history_step: int = field(
         default=1,
-        metadata={"help": "How many items a full history of a training row lets go at once: more for rows to share a beginning."},
+        metadata={
+            "help": "How many items a full history of a training row lets go at once: more for rows to share a beginning."
+        },
     )
     train_targets: int = field(default=1, metadata={"help": "Training rows per user at most, the latest. -1 for all."})
     few_shot: int | None = field(default=None, metadata={"help": "Train on this many users only."})
@@ -111,7 +113,14 @@ class BuildConfig:
     seed: int = field(default=0, metadata={"help": "Seed of all that is drawn."})
 
     def __post_init__(self):
-        least = {"num_negatives": 1, "ranking_negatives": 1, "k_core": 1, "min_history": 0, "max_history": 1, "history_step": 1}
+        least = {
+            "num_negatives": 1,
+            "ranking_negatives": 1,
+            "k_core": 1,
+            "min_history": 0,
+            "max_history": 1,
+            "history_step": 1,
+        }
         least |= {"train_targets": -1, "few_shot": 1, "max_prompt_tokens": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)

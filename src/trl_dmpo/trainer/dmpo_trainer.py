@@ -519,6 +519,8 @@ class DMPOTrainer(DPOTrainer):
             # Laid out anew: batches are collated ahead of the step, by a data loader that knows nothing of a change
             renewed = self._train_collator(self.rejected_pools.examples(inputs["row_index"].tolist()))
             inputs = renewed | {key: inputs[key] for key in COUNT_KEYS}
+        if self.args.max_tokens_per_batch is not None:  # which the layout decides whether it has
+            inputs = self._decide_layout(model, self._prepare_inputs(inputs))
         micro_batches = self._split(inputs)
         is_last_of_step, losses = self.accelerator.sync_gradients, []
         for index, micro_batch in enumerate(micro_batches):
