@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Nothing here needs a model hub
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-lowest lint audit docs benchmark clean
+.PHONY: demo test fuzz test-slow test-lowest lint audit docs benchmark clean
 
 demo: $(VENV)/.installed ## the main job on data and a model made on the spot
 	$(VENV)/bin/trl-dmpo demo
@@ -17,6 +17,10 @@ test: $(VENV)/.test ## all tests that take seconds, on all cores
 
 test-slow: $(VENV)/.test ## those that take minutes: the whole demo, the built wheel, a real model where there is one
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -m slow
+
+fuzz: $(VENV)/.fuzz ## 100,000 rows of any kind; about half an hour on two cores. What atheris finds is kept in .fuzz
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz.fuzz_files 40000 .fuzz/files
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz.fuzz_rows 60000 .fuzz/rows
 
 test-lowest: $(LOWEST)/.test ## the tests against the lowest supported versions
 	TRITON_INTERPRET=1 $(LOWEST)/bin/python -m pytest -n auto -m "not slow"
@@ -47,7 +51,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.audit: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.test $(VENV)/.fuzz $(VENV)/.lint $(VENV)/.docs $(VENV)/.audit: $(VENV)/.%: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --group $*
 	touch $@
 

@@ -260,7 +260,7 @@ class TestMistakes:
         ("name", "text", "message"),
         [
             ("rows.csv", "prompt,chosen\n", "It is one of: .json, .jsonl, .parquet"),
-            ("broken.jsonl", '{"prompt": \n', "cannot be read"),
+            ("broken.jsonl", '{"prompt": \n', "line 1 (row broken.jsonl[0]): cut off or malformed JSON"),
             ("empty.jsonl", "", "empty.jsonl is empty"),
             ("row.jsonl", '{"prompt": "a", "chosen": " b", "rejected": []}\n', "train[0], column 'rejected'"),
         ],

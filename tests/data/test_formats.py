@@ -346,12 +346,22 @@ def test_a_history_is_read_and_never_run(column, value, reason):
         load_rows([STARS, other, {**STARS, column: value}], negatives=1)
 
 
+ENDLESS: list = [" Heat"]
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("good", "change", "column", "detail"),
     [
         (DMPO, {"input": np.array(["a", "b"])}, "input", "it has a value of type ndarray; make it a list"),
         (PAIR, {"review": "\ud800"}, "review", "it has half a surrogate pair"),
         (ROW, {3: "x"}, "3", "it has 3 for a name"),
+        (
+            ROW,
+            {"more": ENDLESS},
+            "more",
+            "it is nested more than 50 levels deep",
+        ),  # of which pyarrow would end the process
         (SCORED, {"completions": [{"a": 1, None: 2}, " Big"]}, "completions", "it has None for a name"),
         (STARS, {"user_id": ["A1"]}, "user_id", "expected a string or a number, got list"),
     ],
@@ -373,7 +383,9 @@ def test_values_that_no_table_holds_cost_only_their_record(good, change, column,
 
 def test_a_record_behind_an_unreadable_one_is_counted_beside_it():
     records = [{**ROW, "review": "\ud800"}, {**ROW, "rejected": []}, ROW]
-    with pytest.raises(ValueError, match=r"^list\[0\], column 'review': .* In all, 2 of 3 records .*: 1 unreadable, 1 no rej"):
+    with pytest.raises(
+        ValueError, match=r"^list\[0\], column 'review': .* In all, 2 of 3 records .*: 1 unreadable, 1 no rej"
+    ):
         load_rows(records)
     rows = load_rows(records, on_invalid_row="drop")
     assert list(rows) == [ROW]

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.formats.files import read_records
+
 
 if TYPE_CHECKING:
     from trl import DatasetMixtureConfig, ScriptArguments
@@ -83,6 +85,8 @@ def _load(path: str, **kwargs) -> Any:
     try:
         return load_dataset(path, **kwargs)
     except (DatasetBuildError, ValueError) as error:
+        if path == "json" and "data_files" in kwargs:
+            read_records(Path(kwargs["data_files"]))  # says in which line, if a line is broken
         raise ValueError(
             f"The dataset {kwargs.get('data_files', path)} cannot be read: {error.__cause__ or error}"
         ) from error

@@ -175,7 +175,7 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
         return column.cast(pl.Datetime("us")).dt.epoch("s")
     number = _as_number(column, pl.Float64 if column.dtype in (pl.String, pl.Float32) else column.dtype, source)
     # A float holds more than an integer of 64 bits
-    _refuse_unread(column, (number.abs() >= 2.0**63).fill_null(False), "a time", source)
+    _refuse_unread(column, number.cast(pl.Int64, strict=False).is_null() & number.is_not_null(), "a time", source)
     largest = number.abs().median() or 0
     parts = next((parts for beyond, parts in _PARTS_OF_A_SECOND.items() if largest >= beyond), 1)  # type: ignore[operator]
     number = number.cast(pl.Int64)
