@@ -361,7 +361,7 @@ ENDLESS.append(ENDLESS)
             {"more": ENDLESS},
             "more",
             "it is nested more than 50 levels deep",
-        ),  # of which pyarrow would end the process
+        ),  # pyarrow follows it until the process ends
         (SCORED, {"completions": [{"a": 1, None: 2}, " Big"]}, "completions", "it has None for a name"),
         (STARS, {"user_id": ["A1"]}, "user_id", "expected a string or a number, got list"),
     ],

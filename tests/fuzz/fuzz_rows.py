@@ -124,7 +124,7 @@ def _prepare(bench: Bench, dataset: Any, outcomes: list[dict | str], needs: Need
 def _prepare_table(bench: Bench, rows: list[Any], needs: Needs) -> None:
     """The same of rows in a table, if Arrow takes them: it fills in and changes some."""
     if any(find_fault(row) is not None for row in rows):
-        return  # a list that holds itself ends the process in pyarrow 25
+        return  # pyarrow follows a list that holds itself until the process ends
     try:
         dataset = Dataset.from_list(rows)
     except Exception:  # Arrow's own, of many kinds

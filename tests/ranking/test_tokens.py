@@ -83,7 +83,7 @@ def test_a_completion_without_tokens_is_an_error(tokenizer):
         "{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}{% endfor %}"
     )
     answers = [[{"role": "assistant", "content": title}] for title in ("Heat", "Big", "Jaws")]
-    with pytest.raises(ValueError, match="A completion has no tokens of its own"):
+    with pytest.raises(ValueError, match="a completion has no tokens of its own"):
         Completions(answers, silent).behind([{"role": "user", "content": "I saw Alien. What next?"}])
 
 
