@@ -130,6 +130,30 @@ class TestResumed:
         assert resumed(make, tmp_path) == expected
         assert [logs["step"] for logs in expected["logs"]] == [4]
 
+    @pytest.mark.parametrize("strategy", ["steps", "epoch"])
+    def test_where_nothing_is_left(self, strategy, make, whole, tmp_path):
+        """Killed after its last checkpoint, in the middle of an epoch: no step is made beyond `max_steps`."""
+        options = {"max_steps": 5, "save_steps": 5, "save_strategy": strategy, "logging_strategy": strategy}
+        folder, expected = whole(**options)
+        shutil.copytree(folder / "checkpoint-5", tmp_path / "checkpoint-5")
+        saved = (tmp_path / "checkpoint-5" / STATE_NAME).stat().st_mtime_ns
+        trainer = make(tmp_path, **options)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 5
+        assert describe(trainer) == expected
+        assert (tmp_path / "checkpoint-5" / STATE_NAME).stat().st_mtime_ns == saved
+
+    def test_nothing_of_a_training_that_failed_comes_into_the_next(self, make, whole, tmp_path):
+        trainer = make(tmp_path)
+        fails = At(3, lambda: 1 / 0)
+        trainer.add_callback(fails)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+        trainer.remove_callback(fails)
+        trainer.train(resume_from_checkpoint=True)
+        # Operations that are counted are those of both
+        assert describe(trainer) | {"flos": 0} == whole()[1] | {"flos": 0}
+
     def test_where_prompts_turned_out_not_to_be_shared(self, make, checkpoints, caplog):
         path = checkpoints / "checkpoint-4" / STATE_NAME
         path.write_text(json.dumps(json.loads(path.read_text()) | {"shares_prompts": False}))
@@ -260,6 +284,23 @@ class TestData:
         assert told
         assert trainer.state.global_step == 6
 
+    @pytest.mark.slow
+    def test_workers_end_with_a_training_that_failed(self, model, tmp_path):
+        """A process that ends sends its workers one SIGTERM and waits for them."""
+        script = tmp_path / "fails.py"
+        script.write_text(
+            "from datasets import Dataset\n"
+            "from tests.reliability.test_long_runs import FULL, At\n"
+            "from tests.reliability.training import build_trainer, make_rows\n"
+            "options = {'dataloader_num_workers': 2, 'train_dataset': Dataset.from_list(make_rows(15))}\n"
+            f"trainer = build_trainer(FULL, {str(model)!r}, {str(tmp_path)!r}, **options)\n"
+            "trainer.add_callback(At(1, lambda: 1 / 0))\n"
+            "trainer.train()\n"
+        )
+        done = run(script, folder=Path(__file__).parents[2], timeout=120)
+        assert done.returncode == 1
+        assert "ZeroDivisionError" in done.stderr
+
     def test_a_file_that_vanishes_while_streaming(self, make, tmp_path):
         rows = make_rows(24)
         files = [tmp_path / f"part-{part}.jsonl" for part in range(4)]
@@ -273,15 +314,19 @@ class TestData:
         assert any("The last whole checkpoint is" in note for note in failed.value.__notes__)
 
 
-def run(*arguments, folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def run(*arguments, folder, timeout=400):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(["", *sys.path]),
+    }
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=folder,
         env=environment,
-        timeout=400,
+        timeout=timeout,
     )
 
 

@@ -194,7 +194,7 @@ class TestCounts:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "bco_pair"])
+    @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
     def test_losses_of_a_whole_batch(self, loss, make_args):
         with pytest.raises(
             ValueError, match=rf"The loss '{loss}' compares the rows of a batch .*max_tokens_per_batch"

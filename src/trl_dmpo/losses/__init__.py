@@ -37,7 +37,7 @@ F_DIVERGENCE_LOSSES = frozenset(
 LIST_LOSSES = frozenset({"infonca", "nca", "lipo", "mult_dpo"})
 
 # In which the loss of a prompt depends on the other prompts of the batch
-BATCH_LOSSES = frozenset({"aot", "aot_unpaired", "bco_pair"})
+BATCH_LOSSES = frozenset({"aot", "aot_unpaired"})
 
 # Not of one chosen answer and each rejected one, so that `ld_alpha` and `use_weighting` have no meaning
 PAIRLESS_LOSSES = LIST_LOSSES | {"plackett_luce"}

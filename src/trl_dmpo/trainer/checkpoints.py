@@ -7,6 +7,7 @@ last log, the state of a moving reference, which folders are whole, and SIGTERM.
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -20,6 +21,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
+
+from .metrics import MeanMetrics
 
 
 if TYPE_CHECKING:
@@ -110,21 +113,26 @@ def _advice(folder: Path) -> str:
     return f"The last whole checkpoint is {whole}: give it as `resume_from_checkpoint`."
 
 
-def _outlive_first_sigterm() -> None:
-    """A worker of the data loader lives on when all processes of a job are sent SIGTERM, and can still be terminated."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-
-
 class _WorkerInit:
-    """`worker_init_fn` of a data loader, which may be pickled."""
+    """
+    `worker_init_fn` of a data loader, whose workers live on when all processes of a job are sent SIGTERM.
 
-    def __init__(self, before: Any):
-        self.before = before
+    They can still be terminated: by a second one, and by one when the training is over, since at the end of a process that
+    failed, each worker is sent one and waited for.
+    """
+
+    def __init__(self, before: Any, is_over: torch.Tensor):
+        self.before, self.is_over = before, is_over
 
     def __call__(self, worker_id: int) -> None:
-        _outlive_first_sigterm()
+        signal.signal(signal.SIGTERM, self._handle)
         if self.before is not None:
             self.before(worker_id)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if self.is_over:
+            os.kill(os.getpid(), number)
 
 
 class Checkpoints(TrainerCallback):
@@ -142,8 +150,9 @@ class Checkpoints(TrainerCallback):
         self.trainer = trainer
         self._carried: torch.Tensor | None = None  # the loss since the last log before the checkpoint
         self._unlogged: torch.Tensor | float = 0.0
-        self._asked_to_stop = self._stops = self._postponed = False
+        self._asked_to_stop = self._stops = self._postponed = self._was_over = False
         self._saved_step = -1
+        self._is_over = torch.ones((), dtype=torch.bool).share_memory_()  # for workers of data loaders
 
     def find(self, wanted: str | Path | bool | None) -> str | None:
         """The folder to resume from, the same in all processes."""
@@ -161,10 +170,16 @@ class Checkpoints(TrainerCallback):
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Around training: SIGTERM saves, and an error says where to go on."""
-        self._carried, self._unlogged, self._saved_step = None, 0.0, -1
+        self._saved_step = -1
         self._asked_to_stop = self._stops = self._postponed = False
         # Last, so that other callbacks have done their part of a checkpoint before SIGTERM ends the training
         self.trainer.callback_handler.callbacks.sort(key=lambda callback: callback is self)
+        if self.trainer.args.sync_ref_model and _is_spread(self.trainer):
+            logger.warning(
+                "Checkpoints of this training cannot be resumed from: `sync_ref_model=True` moves the reference, which is not "
+                "saved under FSDP and DeepSpeed ZeRO-3."
+            )
+        self._is_over.fill_(False)
         with self._sigterm_handled():
             try:
                 yield
@@ -173,6 +188,8 @@ class Checkpoints(TrainerCallback):
                     stopped = f"The training stopped after step {self.trainer.state.global_step}."
                     error.add_note(f"{stopped} {_advice(Path(self.trainer.args.output_dir))}")
                 raise
+            finally:
+                self._is_over.fill_(True)
 
     @contextlib.contextmanager
     def _sigterm_handled(self) -> Iterator[None]:
@@ -202,7 +219,8 @@ class Checkpoints(TrainerCallback):
         if dataloader.num_workers > 0:
             # Within the one that accelerate makes of it
             inner = getattr(dataloader, "base_dataloader", dataloader)
-            inner.worker_init_fn = _WorkerInit(inner.worker_init_fn)
+            if not isinstance(inner.worker_init_fn, _WorkerInit):  # persistent ones come again
+                inner.worker_init_fn = _WorkerInit(inner.worker_init_fn, self._is_over)
         return dataloader
 
     def with_carried(self, loss: torch.Tensor) -> torch.Tensor:
@@ -281,9 +299,10 @@ class Checkpoints(TrainerCallback):
         if trainer.state.global_step < trainer.state.max_steps:
             self._carried = torch.tensor(loss)
             # The summary at the end is of the steps since
-            trainer._total_loss_scalar -= loss
-        else:  # else with the first step, which does not come
-            trainer._load_rng_state(str(folder))
+            trainer._total_loss_scalar -= sum(losses) / len(losses)
+        else:
+            self._was_over = trainer.control.should_training_stop = True
+            trainer._load_rng_state(str(folder))  # else restored with the first step, which does not come
         trainer._metrics["train"].clear()
         trainer._metrics["train"].update(state["metrics"])
         trainer._total_train_tokens = state["num_tokens"]
@@ -303,6 +322,9 @@ class Checkpoints(TrainerCallback):
         reference.load_state_dict(saved.state_dict())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        # Of a training that failed, or that `auto_find_batch_size` has broken off
+        self._carried, self._unlogged, self._was_over = None, 0.0, False
+        self.trainer._running["train"] = MeanMetrics()
         if state.global_step > 0:
             self.restore(Path(str(self.trainer.resumed_from)))
 
@@ -328,6 +350,9 @@ class Checkpoints(TrainerCallback):
         # With "best", an evaluation decides whether to save
         if self._stops and (not _epoch_ends(state) or args.save_strategy == SaveStrategy.BEST):
             control.should_log = control.should_evaluate = False
+        if self._was_over:
+            control.should_log = control.should_evaluate = control.should_save = False
+            return
         is_saved = self._saved_step == state.global_step
         control.should_save = control.should_save or self._postponed or (self._stops and not is_saved)
 

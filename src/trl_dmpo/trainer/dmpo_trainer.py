@@ -332,7 +332,9 @@ class DMPOTrainer(DPOTrainer):
         if column is None:
             sampler = super()._get_train_sampler(self._with_lengths(dataset, self._train_collator))
             if isinstance(sampler, LengthGroupedSampler):
-                sampler = self._epoch_sampler = LengthSampler(sampler.batch_size, list(sampler.lengths), seed)
+                sampler = LengthSampler(sampler.batch_size, list(sampler.lengths), seed)
+            if needs_lengths(self.args):
+                self._epoch_sampler = sampler
             return sampler
         # A process gets a batch, or its part of one
         num_parts = self.accelerator.num_processes if self.accelerator.split_batches else 1
@@ -341,14 +343,18 @@ class DMPOTrainer(DPOTrainer):
         return self._epoch_sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler | None:
-        return super()._get_eval_sampler(self._with_lengths(eval_dataset, self.data_collator))
+        sampler = super()._get_eval_sampler(self._with_lengths(eval_dataset, self.data_collator))
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler = LengthSampler(sampler.batch_size, list(sampler.lengths), self.args.seed)
+        return sampler
 
     def _with_lengths(self, dataset: Any, collator: DataCollatorForMultiPreference) -> Any:
         """`dataset`, or in its place the lengths of its rows, if a sampler of transformers asks for them."""
         name = self.args.length_column_name
         if not needs_lengths(self.args) or not isinstance(dataset, Dataset) or name in dataset.column_names:
             return dataset
-        return Dataset.from_dict({name: row_lengths(dataset, collator)})
+        of_first_epoch = replace(collator, epoch=torch.zeros((), dtype=torch.int64))
+        return Dataset.from_dict({name: row_lengths(dataset, of_first_epoch)})
 
     def get_train_dataloader(self):
         collator, self.data_collator = self.data_collator, self._train_collator
@@ -356,6 +362,9 @@ class DMPOTrainer(DPOTrainer):
             return self._checkpoints.protect_workers(super().get_train_dataloader())
         finally:
             self.data_collator = collator
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        return self._checkpoints.protect_workers(super().get_eval_dataloader(*args, **kwargs))
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if self.args.reference_free:
@@ -402,7 +411,9 @@ class DMPOTrainer(DPOTrainer):
         if self._sharing_is_exact:
             return inputs
         # Laid out before the verdict, by a worker of the data loader
-        repeated = self._lay_out(unpack(inputs), False)
+        places = inputs["completion_lengths"].size(1)
+        rows = [[*row, *[None] * (places - len(row))] for row in unpack(inputs)]
+        repeated = self._lay_out(rows, False)
         return {key: inputs[key] for key in inputs if key not in LAYOUT_KEYS} | repeated
 
     def _lay_out(self, rows: list[list[Candidate | None]], prefix_sharing: bool) -> dict[str, Any]:
@@ -496,7 +507,7 @@ class DMPOTrainer(DPOTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         # PEFT loads an adapter in float32, also one on quantized weights, which TRL trains in bfloat16
         for name, parameter in self.model.named_parameters():
-            if parameter.dtype != dtypes[name]:
+            if parameter.dtype != dtypes.get(name, parameter.dtype):
                 parameter.data = parameter.data.to(dtypes[name])
 
     def _save_checkpoint(self, model, trial):
@@ -508,6 +519,8 @@ class DMPOTrainer(DPOTrainer):
         self._checkpoints.finish(Path(output_dir))
 
     def get_batch_samples(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed from the last checkpoint: `Trainer` would look at it after one more step
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if batches:
             count_step(batches, self.accelerator, self.callback_handler.train_dataloader)
@@ -600,7 +613,8 @@ class DMPOTrainer(DPOTrainer):
         counts, lengths = inputs["counts"], inputs["chosen_lengths"]
         tokens = (inputs["completion_positions"] >= 0) & counts[:, None, None]
         metrics.add_total("num_tokens", count_tokens(inputs))
-        metrics.add("tokens/padding", inputs["attention_mask"] == 0)
+        padding = inputs["attention_mask"] == 0
+        metrics.add("tokens/padding", padding, counts.any().expand_as(padding))
         if self.aux_loss_enabled:
             metrics.add("aux_loss", outputs.aux_loss)
         metrics.add("entropy", gather_completions(outputs.entropy, inputs), tokens)

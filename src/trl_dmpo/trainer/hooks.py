@@ -30,6 +30,7 @@ TRAINER_HOOKS = {
     "prediction_step": "overridden: `compute_metrics` gets log-probabilities instead of logits",
     "_get_train_sampler": "overridden: rows of a user, or of a length, fall into the same batches (a hook of transformers')",
     "_get_eval_sampler": "overridden: lengths of rows for transformers' length grouping (a hook of transformers')",
+    "get_eval_dataloader": "overridden: its workers outlive a SIGTERM that is sent to a whole job",
     "get_train_dataloader": "overridden: negatives are drawn in training only",
 }
 

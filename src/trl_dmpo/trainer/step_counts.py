@@ -57,7 +57,7 @@ def _rows_of_last_batch(accelerator: Any) -> int:
         return state.remainder
     # A resumed training skips batches, and accelerate loses count of the rows
     every = sampler.batch_sampler
-    if every.drop_last:
+    if every.drop_last or getattr(every, "batch_size", None) is None:  # batches of any size are not filled up
         return 0
     together = 1 if getattr(every, "split_batches", False) else getattr(every, "num_processes", 1)
     return len(state.active_dataloader.dataset) % (every.batch_size * together)
