@@ -519,7 +519,7 @@ class DMPOTrainer(DPOTrainer):
         self._checkpoints.finish(Path(output_dir))
 
     def get_batch_samples(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:
+        if 0 < self.state.max_steps <= self.state.global_step:
             return [], None  # resumed from the last checkpoint: `Trainer` would look at it after one more step
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if batches:

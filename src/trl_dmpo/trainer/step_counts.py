@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import IterableDatasetShard, SkipBatchSampler
+from accelerate.utils import gather_object
 from torch.utils.data import IterableDataset
 
 
@@ -70,7 +71,7 @@ def count_step(batches: Sequence[dict[str, torch.Tensor]], accelerator: Any, loa
     Raises:
         `ValueError`: other processes have more or fewer micro-batches, for which they would wait in vain.
     """
-    numbers = accelerator.gather(torch.tensor([len(batches)], device=accelerator.device)).tolist()
+    numbers = gather_object([len(batches)])
     if len(set(numbers)) > 1:
         raise ValueError(
             f"Of a step, the processes have {numbers} micro-batches: of a stream of several files each reads files of its own, "
