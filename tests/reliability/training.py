@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import tqdm.asyncio
+import tqdm.auto
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -261,6 +264,9 @@ class Job:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.environ["ATTEMPT"] = str(self.attempt)
+            # Forked processes share the lock of tqdm, which one that is killed may leave locked
+            for bar in (tqdm.tqdm, tqdm.asyncio.tqdm, tqdm.auto.tqdm):
+                bar.set_lock(threading.RLock())
             if processes > 1:
                 places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 os.environ.update({name: str(value) for name, value in places.items()})
