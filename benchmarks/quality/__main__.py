@@ -1,0 +1,56 @@
+"""
+Does it recommend better? Experiments on real data, each a file, from the data to tables and plots.
+
+```bash
+python -m benchmarks.quality sequence negatives --data ml-100k-and-others/ --work quality-work --jobs 2
+```
+
+An experiment is the name of a preset or a file. What is done is kept in `--work`: what was stopped goes on where it was.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .experiment import load_experiment
+from .pool import run_all
+
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    for name in options.experiments:
+        experiment = load_experiment(find_preset(name), options.tiny)
+        if options.seeds:
+            experiment.seeds = options.seeds
+        run_all(experiment, options.work, tuple(options.data), options.jobs)
+        from .report import write_results
+
+        write_results(experiment, options.work, tuple(options.data), options.output)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__.split("\n")[1])
+    parser.add_argument("experiments", nargs="+", help="Presets, by name, or files.")
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="Folders with data sets and models.")
+    parser.add_argument("--work", type=Path, default=Path("quality-work"), help="Where finished stages are kept.")
+    parser.add_argument("--output", type=Path, default=PRESETS.parent / "results", help="Where results are written.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes, each with its share of the cores.")
+    parser.add_argument("--seeds", type=int, nargs="*", help="Instead of those of the experiment.")
+    parser.add_argument("--tiny", action="store_true", help="A trial of a minute, with the section `tiny`.")
+    return parser.parse_args(arguments)
+
+
+def find_preset(name: str) -> Path:
+    """The file of an experiment."""
+    for file in (Path(name), PRESETS / f"{name}.yaml"):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+    raise SystemExit(f"There is no experiment {name!r}. Give a file, or a preset: {known}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""
+Classical recommenders to set beside a language model: of a log, left one out, each scores the candidates of the same rows.
+
+They know what the language model knows: they are fitted to training alone, and where a user is described by items rather than
+by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the item that was the
+target of validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
+
+The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over the
+neighbours, so that where all is liked both are always 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
+recommendation algorithms", TOIS 2004 (https://doi.org/10.1145/963770.963776), with the neighbours of scikit-learn.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from trl_dmpo.data.events import make_events
+from trl_dmpo.data.log import InteractionLog
+from trl_dmpo.data.splits import TRAIN, LeaveOneOut
+from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
+from trl_dmpo.ranking.rows import RankingRows
+
+
+# What to choose from, by the names that cornac has for it; the first of each is the default
+GRIDS: dict[str, dict[str, list]] = {
+    "popularity": {},
+    "item-knn": {"neighbours": [100, 20, 50, 200]},
+    "ease": {"lamb": [500, 100, 250, 1000]},
+    "bpr": {"k": [50, 20], "learning_rate": [0.02, 0.05], "lambda_reg": [0.01, 0.02], "max_iter": [200]},
+    "sasrec": {
+        "learning_rate": [0.002, 0.001],
+        "n_epochs": [6],
+        "embedding_dim": [64],
+        "num_blocks": [1],
+        "n_sample": [1024],
+        "sample_alpha": [0.0],
+        "max_len": [20],
+    },
+}
+
+
+class _Fitted(NamedTuple):
+    """What has been learnt: the number of each item, and from a user and items by number to scores of shape (I,)."""
+
+    items: Mapping[Any, int]
+    score: Callable[[Any, list[int]], np.ndarray]
+
+
+def liked_before(log: InteractionLog, *rows: RankingRows, positive: float = 3.0) -> pl.DataFrame:
+    """
+    What may be learnt from: the liked interactions that are training in the split `"leave_one_out"`.
+
+    Args:
+        log ([`~trl_dmpo.data.log.InteractionLog`]):
+            What [`~trl_dmpo.data.build_dataset`] made the rows of; filtered, if it was filtered.
+        rows ([`~trl_dmpo.ranking.rows.RankingRows`]):
+            Of validation and test. It is checked that none of their targets is left; they may be a sample.
+        positive (`float`, *optional*, defaults to `3.0`):
+            As of `build_dataset`.
+
+    Returns:
+        `pl.DataFrame`: `user_id`, `item_id` and `timestamp`, by user, then in the order of time.
+
+    Raises:
+        `ValueError`: a target of `rows` is left.
+    """
+    events = make_events(log, positive)
+    asked = log.interactions.select("user_id", "item_id", "timestamp").filter(events.liked & events.is_new)
+    liked = asked.filter(LeaveOneOut().assign(asked, seed=0) == TRAIN)
+    for each in rows:
+        _refuse_leaks(liked, each)
+    return liked
+
+
+def fit_baseline(
+    name: str, liked: pl.DataFrame, seed: int, options: Mapping[str, Any] | None = None
+) -> Callable[[RankingRows], list[np.ndarray]]:
+    """
+    A baseline, fitted once, to score several sets of rows: [`score_baseline`] says how, and what goes in and comes out.
+
+    Example:
+
+    ```python
+    score = fit_baseline("sasrec", liked_before(log, validation, test), seed=0)
+    evaluate_scores(test, {"SASRec": score(test)})
+    ```
+    """
+    _refuse_unknown(name)
+    unknown = sorted(set(options or {}) - set(GRIDS[name]))
+    if unknown:
+        raise ValueError(f"`options`: {name!r} has no {unknown[0]!r}, only: {', '.join(GRIDS[name]) or 'none'}.")
+    chosen = {option: values[0] for option, values in GRIDS[name].items()} | dict(options or {})
+    # What is of one moment stays in the order of the log, which is that of histories
+    fitted = _FITS[name](liked.sort("user_id", "timestamp", maintain_order=True), seed, **chosen)
+    label = f"{name!r} with {chosen}"
+
+    def score(rows: RankingRows) -> list[np.ndarray]:
+        for column in ("user_id", "history_ids", "candidate_ids"):
+            if column not in rows.columns:
+                raise ValueError(f"{rows.name}: there is no column {column!r}. Make the rows with `build_dataset`.")
+        _refuse_leaks(liked, rows)
+        columns = (rows.columns[column] for column in ("user_id", "history_ids", "candidate_ids"))
+        return [
+            _score_row(fitted, user, history, candidates, f"{rows.name_of(row)}, {label}")
+            for row, (user, history, candidates) in enumerate(zip(*columns, strict=True))
+        ]
+
+    return score
+
+
+def score_baseline(
+    name: str, liked: pl.DataFrame, rows: RankingRows, seed: int, options: Mapping[str, Any] | None = None
+) -> list[np.ndarray]:
+    """
+    Fit a baseline, and let it score the candidates of each row.
+
+    An item that no one liked in training comes after all others, level with its like: no model has learnt anything of it, and
+    what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`, `"ease"` and
+    `"sasrec"` score from `history_ids`, less the items that no one liked in training. With none left, all known items are level.
+
+    Args:
+        name (`str`):
+            `"popularity"`, `"item-knn"`, `"ease"`, `"bpr"` or `"sasrec"`.
+        liked (`pl.DataFrame`):
+            `user_id`, `item_id` and `timestamp` of what may be learnt from, of [`liked_before`].
+        rows ([`~trl_dmpo.ranking.rows.RankingRows`]):
+            N rows with `user_id`, `history_ids`, oldest first, and `candidate_ids`.
+        seed (`int`):
+            Of BPR and SASRec; the others have nothing to draw.
+        options (`Mapping`, *optional*):
+            Of the model, for instance from [`tune_baseline`]. Defaults to the first of each in `GRIDS`.
+
+    Returns:
+        `list[np.ndarray]`: N arrays, float32, in the order of the candidates.
+
+    Raises:
+        `ValueError`: there is no such baseline or option, a column is missing, `liked` has the target of a row or, for BPR, not
+            its user, or scores are not finite.
+    """
+    return fit_baseline(name, liked, seed, options)(rows)
+
+
+def tune_baseline(name: str, liked: pl.DataFrame, validation: RankingRows, seed: int) -> dict[str, Any]:
+    """
+    The options of a baseline that have the highest NDCG@10 on validation rows, of all in `GRIDS`; of equal ones the first.
+
+    Args:
+        name, liked, seed:
+            As of [`score_baseline`].
+        validation ([`~trl_dmpo.ranking.rows.RankingRows`]):
+            Rows to choose on.
+
+    Returns:
+        `dict[str, Any]`: for [`score_baseline`].
+    """
+    _refuse_unknown(name)
+    settings = [dict(zip(GRIDS[name], values, strict=True)) for values in product(*GRIDS[name].values())]
+    if len(settings) == 1:
+        return settings[0]
+    return max(settings, key=lambda options: _ndcg(score_baseline(name, liked, validation, seed, options), validation))
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in GRIDS:
+        raise ValueError(f"`name` is {name!r}, but it is one of: {', '.join(GRIDS)}.")
+
+
+def _ndcg(scores: list[np.ndarray], rows: RankingRows) -> float:
+    return float(ranking_metrics(*pad_candidates(scores, rows.labels), cutoffs=[10])["ndcg@10"].mean())
+
+
+def _refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
+    targets = {
+        (user, candidates[label])
+        for user, candidates, label in zip(
+            rows.columns["user_id"], rows.columns["candidate_ids"], rows.labels.tolist(), strict=True
+        )
+    }
+    leaks = targets.intersection(liked.select("user_id", "item_id").iter_rows())
+    if leaks:
+        user, item = min(leaks)
+        raise ValueError(
+            f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} ({len(leaks)} such). "
+            "Are the rows those of a split by 'leave_one_out', and the log the one that they were made of?"
+        )
+
+
+def _score_row(fitted: _Fitted, user: Any, history: list, candidates: list, where: str) -> np.ndarray:
+    """Scores of the candidates, float32 of shape (C,)."""
+    items = fitted.items
+    scores = np.asarray(fitted.score(user, [items[item] for item in history if item in items]), np.float32)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{where}: scores are not finite. The training diverged; lower its learning rate.")
+    last = scores.min() - 1
+    return np.array([scores[items[item]] if item in items else last for item in candidates], np.float32)
+
+
+def _matrix(liked: pl.DataFrame):
+    """Users and items, where all that was liked has a 1."""
+    from cornac.data import Dataset
+
+    return Dataset.from_uir([(user, item, 1.0) for user, item in liked.select("user_id", "item_id").iter_rows()])
+
+
+def _fit_popularity(liked: pl.DataFrame, seed: int) -> _Fitted:
+    from cornac.models import MostPop
+
+    data = _matrix(liked)
+    model = MostPop().fit(data)
+    return _Fitted(data.iid_map, lambda user, history: model.score(0))
+
+
+def _fit_item_knn(liked: pl.DataFrame, seed: int, neighbours: int) -> _Fitted:
+    """Of each candidate the cosine to those of its `neighbours` nearest items that are in the history, summed."""
+    from sklearn.neighbors import NearestNeighbors
+
+    data = _matrix(liked)
+    search = NearestNeighbors(n_neighbors=min(neighbours, data.num_items - 1), metric="cosine")
+    similarity = search.fit(data.matrix.T.tocsr()).kneighbors_graph(mode="distance")
+    similarity.data = 1 - similarity.data
+    similarity = similarity.tocsc()
+    return _Fitted(data.iid_map, lambda user, history: np.asarray(similarity[:, history].sum(axis=1)).ravel())
+
+
+def _fit_ease(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
+    from cornac.models import EASE
+
+    data = _matrix(liked)
+    model = EASE(posB=False, verbose=False, **options).fit(data)
+    return _Fitted(data.iid_map, lambda user, history: model.B[history].sum(axis=0))
+
+
+def _fit_bpr(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
+    from cornac.models import BPR
+
+    data = _matrix(liked)
+    model = BPR(seed=seed, verbose=False, **options).fit(data)
+
+    def score(user: Any, history: list[int]) -> np.ndarray:
+        if user not in data.uid_map:
+            raise ValueError(
+                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, or choose a "
+                "baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
+            )
+        return model.score(data.uid_map[user])
+
+    return _Fitted(data.iid_map, score)
+
+
+def _fit_sasrec(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
+    import torch
+    from cornac.data import SequentialDataset
+    from cornac.models import SASRec
+
+    # A user is one session, in the order of the rows
+    events = liked.select("user_id", session="user_id", item="item_id", time="timestamp").rows()
+    data = SequentialDataset.from_usit(events)
+    with torch.random.fork_rng(devices=[]):  # it sets the seed of all of torch
+        model = SASRec(device="cpu", seed=seed, verbose=False, **options).fit(data)
+    return _Fitted(data.iid_map, lambda user, history: model.score(None, history))
+
+
+_FITS: dict[str, Callable[..., _Fitted]] = {
+    "popularity": _fit_popularity,
+    "item-knn": _fit_item_knn,
+    "ease": _fit_ease,
+    "bpr": _fit_bpr,
+    "sasrec": _fit_sasrec,
+}

@@ -1,0 +1,410 @@
+"""The rows of an experiment: what a start learns, what the preference stage learns, and what both are judged by."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+
+from trl_dmpo.data import build_dataset, load_interactions, load_rows
+from trl_dmpo.data.log import InteractionLog
+from trl_dmpo.data.negatives import Nearest
+from trl_dmpo.ranking.rows import FullCatalogue, RankingRows, load_ranking_rows
+
+from .baselines import liked_before
+
+
+FOLDERS = [
+    Path(os.environ.get("TRL_DMPO_ASSETS", Path.home() / ".cache" / "trl-dmpo-assets")),
+    Path(__file__).parents[3] / "shared" / "data",
+]
+# The answers are lines, as the titles of a history are: the language model of a preset reads and writes nothing else
+LINES = r"template(prompt='{history}\n', separator='\n')"
+
+
+class Task(NamedTuple):
+    """
+    The data of one seed.
+
+    Args:
+        titles (`list[str]`):
+            For a tokenizer.
+        texts (`Callable[..., Dataset]`):
+            From options to rows with `prompt` and `chosen` that a start learns.
+        validation_texts (`Callable[..., Dataset]`):
+            From the same options to rows that say when to stop.
+        rows (`Callable[..., Dataset]`):
+            From options to the rows of a preference stage: `prompt`, `chosen`, `rejected`.
+        validation (`dict[str, RankingRows]`):
+            What settings are chosen by.
+        test (`dict[str, RankingRows]`):
+            What is reported, never looked at before.
+        liked (`Callable[[], pl.DataFrame]`, *optional*):
+            What a classical recommender may learn from, of a log.
+        items (`Callable[[], pl.DataFrame]`, *optional*):
+            The catalogue of a log.
+    """
+
+    titles: list[str]
+    texts: Callable[..., Dataset]
+    validation_texts: Callable[..., Dataset]
+    rows: Callable[..., Dataset]
+    validation: dict[str, RankingRows]
+    test: dict[str, RankingRows]
+    liked: Callable[[], Any] | None = None
+    items: Callable[[], Any] | None = None
+
+
+def find(name: str, folders: Sequence[Path] = ()) -> Path:
+    """The file or folder `name` in the first of the data folders that has it."""
+    for folder in [*folders, *FOLDERS]:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(
+        f"{name} is in none of {', '.join(map(str, [*folders, *FOLDERS]))}. Give the folder that has it with `--data`."
+    )
+
+
+def make_task(options: Mapping[str, Any], seed: int, folders: Sequence[Path] = ()) -> Task:
+    """The data that the section `data` of an experiment describes."""
+    options = dict(options)
+    kind = options.pop("kind")
+    if kind not in TASKS:
+        raise ValueError(f"`data.kind` is {kind!r}, but it is one of: {', '.join(TASKS)}.")
+    return TASKS[kind](**options, seed=seed, folders=folders)
+
+
+def make_sequence_task(
+    source: str,
+    seed: int,
+    folders: Sequence[Path] = (),
+    max_history: int = 20,
+    prompt: str = LINES,
+    targets: int = 2,
+    seen: bool = True,
+    step: int = 10,
+    validation_users: int | None = None,
+    test_users: int | None = None,
+    full_catalogue: bool = False,
+) -> Task:
+    """
+    The next item of a user, from a log: of each user the last is to be told in the test, the one before in validation.
+
+    Args:
+        source (`str`):
+            The log.
+        seed (`int`):
+            Draws the rows of training and their negatives. Validation and test are the same for all seeds.
+        folders (`Sequence[Path]`, *optional*):
+            Where to look for it.
+        max_history (`int`, *optional*, defaults to `20`):
+            Items of a prompt.
+        prompt (`str`, *optional*):
+            Its form, as of [`~trl_dmpo.data.BuildConfig`]. By default the titles, a line each.
+        targets (`int`, *optional*, defaults to `2`):
+            Items of a user that are told in a preference stage: those before the one of validation.
+        seen (`bool`, *optional*, defaults to `True`):
+            Whether the start has been trained on these, too.
+        step (`int`, *optional*, defaults to `10`):
+            Items from one text of a user that the start learns to the next.
+        validation_users, test_users (`int`, *optional*):
+            How many users at most. By default all.
+        full_catalogue (`bool`, *optional*, defaults to `False`):
+            Whether to rank all items that the user has not met, too.
+    """
+    log = load_interactions(find(source, folders)) if source != "made up" else made_up_log()
+    common = {"split": "leave_one_out", "prompt": prompt, "max_history": max_history}
+    ranked = build_dataset(log, configuration="ranking", negatives="uniform", seed=0, **common)
+    everything = build_dataset(log, negatives="uniform", num_negatives=1, train_targets=-1, seed=0, **common)
+    learnt = everything["train"] if seen else _without_last(everything["train"], targets)
+    validation = {"sampled": _ranking(ranked["validation"], "sampled", validation_users)}
+    test = {"sampled": _ranking(ranked["test"], "sampled", test_users)}
+    if full_catalogue:
+        test["full"] = rank_everything(test["sampled"], log)
+    return Task(
+        titles=log.items["title"].to_list(),
+        texts=lambda rows=None: limit(learnt.select(windows(learnt["user_id"][:], step)), rows, seed),
+        validation_texts=lambda rows=None: limit(everything["validation"], rows and min(rows, 200), seed=0),
+        rows=partial(_preference_rows, log, seed=seed, train_targets=targets, **common),
+        validation=validation,
+        test=test,
+        liked=lambda: liked_before(log, *validation.values(), *test.values()),
+        items=lambda: log.items,
+    )
+
+
+def windows(users: Sequence[Any], step: int) -> list[int]:
+    """
+    Rows whose histories and answers together hold all items of all users, about `max_history / step` times each.
+
+    Args:
+        users (`Sequence`):
+            The user of each row; rows of a user are together, in the order of time.
+        step (`int`):
+            Rows from one that is taken to the next.
+
+    Returns:
+        `list[int]`: of each user the last row, and every `step`-th before it.
+    """
+    starts = np.flatnonzero([place == 0 or users[place] != users[place - 1] for place in range(len(users))]).tolist()
+    ends = [*starts[1:], len(users)]
+    found = [range(end - 1, start - 1, -step) for start, end in zip(starts, ends, strict=True)]
+    return sorted(row for rows in found for row in rows)
+
+
+def _without_last(rows: Dataset, count: int) -> Dataset:
+    """Without the last `count` rows of each user."""
+    users = rows["user_id"][:]
+    return rows.select([row for row in range(len(users) - count) if users[row + count] == users[row]])
+
+
+def _preference_rows(
+    log: InteractionLog, seed: int, rows: int, k: int = 15, negatives: str = "uniform", pool: int = 19, **common: Any
+) -> Dataset:
+    """The same prompts and chosen items for all negatives and every `k`, and of a row's pool of negatives the first `k`."""
+    sampler = Nearest(item_embeddings(log), top=50) if negatives == "hard" else negatives
+    data = build_dataset(log, negatives=sampler, num_negatives=max(k, pool), seed=seed, **common)["train"]
+    return limit(data, rows, seed).map(lambda row: {"rejected": row["rejected"][:k]})
+
+
+def item_embeddings(log: InteractionLog, size: int = 32) -> Any:
+    """Items that the same users liked are near: the largest singular vectors of what users liked, but for the last two."""
+    import polars as pl
+
+    liked = build_dataset(log, "sft", prompt=LINES, train_targets=-1, max_history=1)["train"].to_polars()
+    users, items = liked["user_id"].unique().sort(), log.items["item_id"]
+    taken = np.zeros((len(users), len(items)))
+    taken[users.search_sorted(liked["user_id"]), items.sort().search_sorted(liked["chosen_id"])] = 1
+    # Or else all are near the popular ones
+    taken /= np.sqrt(np.maximum(taken.sum(axis=0), 1))
+    vectors = np.linalg.svd(taken, full_matrices=False)[2][:size].T
+    return pl.DataFrame({"item_id": items.sort(), "embedding": vectors.tolist()})
+
+
+def limit(rows: Dataset, count: int | None, seed: int) -> Dataset:
+    """So many rows at random. Those of a smaller number are among those of a larger one."""
+    if count is None:
+        return rows
+    if count > len(rows):
+        raise ValueError(f"{count:,} rows are asked for, but there are {len(rows):,}.")
+    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
+
+
+def _ranking(rows: Dataset, name: str, count: int | None = None) -> RankingRows:
+    chosen = limit(rows, None if count is None else min(count, len(rows)), seed=0)
+    return dataclasses.replace(load_ranking_rows(list(chosen)), name=name)
+
+
+def rank_everything(rows: RankingRows, log: InteractionLog) -> RankingRows:
+    """The rows with all titles as candidates, but those of items that the user met in any way."""
+    titles = dict(log.items.select("item_id", "title").iter_rows())
+    answers = list(dict.fromkeys(titles.values()))
+    number = {title: place for place, title in enumerate(answers)}
+    ids = {number[title]: item for item, title in reversed(titles.items())}
+    met = dict(log.interactions.group_by("user_id").agg("item_id").iter_rows())
+    chosen = [number[titles[item]] for item in rows.columns["chosen_id"]]
+    kept = [
+        np.setdiff1d(
+            np.arange(len(answers)), [number[titles[item]] for item in met[user] if number[titles[item]] != right]
+        )
+        for user, right in zip(rows.columns["user_id"], chosen, strict=True)
+    ]
+    return dataclasses.replace(
+        rows,
+        name="full",
+        candidates=[[answers[place] for place in places] for places in kept],
+        labels=np.array([np.searchsorted(places, right) for places, right in zip(kept, chosen, strict=True)]),
+        columns=rows.columns | {"candidate_ids": [[ids[place] for place in places] for places in kept]},
+        catalogue=FullCatalogue(answers, kept),
+    )
+
+
+def make_pairs_task(
+    train: str,
+    test: Mapping[str, str],
+    seed: int,
+    folders: Sequence[Path] = (),
+    max_history: int | None = None,
+    validation_rows: int = 200,
+    test_rows: int | None = None,
+) -> Task:
+    """
+    Which of two items a user will watch, from files of the DMPO paper.
+
+    Args:
+        train (`str`):
+            What the names of the files to train on begin with: `"dmpo/ml_1m"`.
+        test (`Mapping[str, str]`):
+            From names to what the names of the files to test on begin with.
+        seed (`int`):
+            Draws the users of training. Validation and test are the same for all seeds.
+        folders (`Sequence[Path]`, *optional*):
+            Where to look for them.
+        max_history (`int`, *optional*):
+            Keep only so many titles of a history, the last.
+        validation_rows (`int`, *optional*, defaults to `200`):
+            Rows of the test files of `train` that settings are chosen by.
+        test_rows (`int`, *optional*):
+            How many of the others to test on. By default all.
+    """
+
+    def records(name: str) -> list[dict]:
+        found = json.loads(find(f"{name}.json", folders).read_text(encoding="utf-8"))
+        return [each | {"instruction": shorten(each["instruction"], max_history)} for each in found]
+
+    def evaluated(name: str) -> tuple[list[dict], list[dict]]:
+        rows = records(f"{name}_eval")
+        order = np.random.default_rng(0).permutation(len(rows))
+        last = None if test_rows is None else validation_rows + test_rows
+        return [rows[place] for place in order[:validation_rows]], [
+            rows[place] for place in order[validation_rows:last]
+        ]
+
+    def rows(form: str, users: int | None = None, k: int = 5) -> Dataset:
+        found = load_rows(records(f"{train}_dpo_{k}"), "dmpo", grouped=form == "titles", on_invalid_row="drop")
+        return _of_users(found, users, seed)
+
+    def texts(form: str, users: int | None = None) -> Dataset:
+        # Of the files for the supervised stage there is one row a user, with the negative that comes first in the others
+        return rows(form, users, k=1)
+
+    def ranking(given: list[dict], form: str, name: str) -> RankingRows:
+        read = load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
+        return dataclasses.replace(load_ranking_rows(read), name=name)
+
+    return Task(
+        titles=[],
+        texts=texts,
+        validation_texts=lambda form, users=None: load_rows(
+            evaluated(train)[0], "dmpo", grouped=form == "titles", on_invalid_row="drop"
+        ),
+        rows=rows,
+        validation={form: ranking(evaluated(train)[0], form, form) for form in FORMS},
+        test={
+            f"{name}, {form}": ranking(evaluated(start)[1], form, f"{name}, {form}")
+            for name, start in test.items()
+            for form in FORMS
+        },
+    )
+
+
+# The paper's: an order of two listed titles is the answer; or one of K + 1 listed titles is, so that K negatives have one prompt
+FORMS = ("orders", "titles")
+_HISTORY = re.compile(r"(?P<before>.*?:) (?P<history> <Title:.*> )\. (?P<after>Rank the likelihood .*)", re.DOTALL)
+
+
+def shorten(instruction: str, count: int | None) -> str:
+    """An instruction of the paper with only the last `count` titles of its history."""
+    found = _HISTORY.fullmatch(instruction)
+    if count is None or found is None:
+        return instruction
+    titles = found["history"].removeprefix(" <Title:").removesuffix("> ").split(">  <Title:")[-count:]
+    return f"{found['before']} {''.join(f' <Title:{title}> ' for title in titles)}. {found['after']}"
+
+
+def _of_users(rows: Dataset, count: int | None, seed: int) -> Dataset:
+    """The rows of so many histories at random; those of a smaller number are among those of a larger one."""
+    prompts = [prompt.partition(" . ")[0] for prompt in rows["prompt"][:]]
+    known = list(dict.fromkeys(prompts))
+    if count is None or count > len(known):
+        count = len(known)
+    kept = {known[place] for place in np.random.default_rng(seed).permutation(len(known))[:count]}
+    return rows.select([row for row, prompt in enumerate(prompts) if prompt in kept])
+
+
+def make_listed_task(
+    file: str,
+    seed: int,
+    folders: Sequence[Path] = (),
+    form: str = "listed",
+    train_rows: int = 1000,
+    validation_rows: int = 300,
+    test_rows: int | None = None,
+) -> Task:
+    """
+    Which of the candidates of a row was taken, from a file of the LLaRA form, split at random.
+
+    Args:
+        file (`str`):
+            The file.
+        seed (`int`):
+            Draws what is for training, for validation and for the test.
+        folders (`Sequence[Path]`, *optional*):
+            Where to look for it.
+        form (`str`, *optional*, defaults to `"listed"`):
+            `"listed"`, the prompt of S-DPO, which lists the candidates, or `"lines"`: the history, one title a line.
+        train_rows, validation_rows, test_rows (`int`, *optional*):
+            How many rows.
+    """
+    read = load_rows(find(file, folders), "llara", domain="artist")
+    records = json.loads(find(file, folders).read_text(encoding="utf-8"))
+    if form == "lines":
+        read = as_lines(records)
+    order = np.random.default_rng(seed).permutation(len(read)).tolist()
+    last = None if test_rows is None else train_rows + validation_rows + test_rows
+    train, validation = order[:train_rows], order[train_rows : train_rows + validation_rows]
+    test = order[train_rows + validation_rows : last]
+
+    def rows(rows: int | None = None, k: int = 19) -> Dataset:
+        chosen = read.select(train[:rows])
+        return chosen.map(lambda row: {"rejected": row["rejected"][:k]}).remove_columns("candidates")
+
+    return Task(
+        titles=list(dict.fromkeys(title for record in records for title in record["itemList"])),
+        texts=lambda: read.select(train),
+        validation_texts=lambda: read.select(validation),
+        rows=rows,
+        validation={form: dataclasses.replace(load_ranking_rows(read.select(validation)), name=form)},
+        test={form: dataclasses.replace(load_ranking_rows(read.select(test)), name=form)},
+    )
+
+
+def as_lines(records: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Rows of the LLaRA form in which a prompt is the history, one title a line, and does not list its candidates."""
+    rows = []
+    for record in records:
+        history = record["historyList"]
+        history = history.split("::") if isinstance(history, str) else history
+        candidates = list(dict.fromkeys(record["itemList"]))
+        rejected = [title for title in candidates if title != record["trueSelection"]]
+        prompt = "".join(f"{title}\n" for title in history)
+        rows.append(
+            {"prompt": prompt, "chosen": record["trueSelection"], "rejected": rejected, "candidates": candidates}
+        )
+    return Dataset.from_list(rows)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "sequence": make_sequence_task,
+    "pairs": make_pairs_task,
+    "listed": make_listed_task,
+}
+
+
+def made_up_log() -> InteractionLog:
+    """Sixty users with a taste for one of two halves of sixty films, where nothing else is at hand."""
+    import polars as pl
+
+    from trl_dmpo.data.log import make_log
+
+    generator = np.random.default_rng(0)
+    liked = [
+        (user, int(film) + 30 * (user % 2), time)
+        for user in range(60)
+        for time, film in enumerate(generator.permutation(30)[:15])
+    ]
+    films = pl.DataFrame(
+        {"item_id": range(60), "title": [f"{'Red' if n < 30 else 'Blue'} film {n}" for n in range(60)]}
+    )
+    return make_log(
+        pl.DataFrame(liked, schema=["user_id", "item_id", "timestamp"], orient="row"),
+        films,
+        source="made up",
+        domain="film",
+    )

@@ -1,0 +1,97 @@
+"""Plots of the results of an experiment."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .experiment import Experiment
+
+
+COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # told apart by the colour-blind, too
+REFERENCES = ["#888888", "#000000"]
+
+
+def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> None:
+    """A line for each arm: the mean with its interval over users, and a dot for each seed."""
+    figure, panel = _figure((9, 1 + 0.32 * len(arms)))
+    for place, arm in enumerate(reversed(arms.values())):
+        estimate = arm["metrics"][metric]
+        panel.plot(
+            [each[metric] for each in arm["seeds"]], [place] * len(arm["seeds"]), "o", color="#bbbbbb", markersize=4
+        )
+        if "low" in estimate:
+            panel.plot([estimate["low"], estimate["high"]], [place] * 2, color=COLOURS[1])
+        panel.plot(estimate["value"], place, "o", color=COLOURS[1])
+    panel.set_yticks(range(len(arms)), list(arms)[::-1])
+    panel.set_xlabel(f"{metric}; mean, 95% interval over users, and each seed in grey")
+    panel.grid(axis="x", color="#dddddd")
+    panel.set_title(title, loc="left")
+    _save(figure, file)
+
+
+def plot_against(
+    results: Mapping[str, Any], experiment: Experiment, option: str, metric: str, title: str, file: Path
+) -> None:
+    """A line for each method against an option of the rows, with intervals over users; arms without it as levels."""
+    lines: dict[str, list[tuple[Any, Mapping[str, float]]]] = {}
+    levels: dict[str, Mapping[str, float]] = {}
+    arms = experiment.expand()
+    methods = [arm.method for arm in arms if _varies(arms, arm.method, option)]
+    others = {
+        key
+        for arm in arms
+        if arm.method in methods
+        for key in arm.rows
+        if arm.rows.keys() - {option} and key != option
+    }
+    usual = {key: _usual([arm.rows.get(key) for arm in arms if arm.method in methods]) for key in others}
+    for arm in arms:
+        estimate = results["arms"][arm.name]["metrics"][metric]
+        if arm.method not in methods:
+            levels[arm.method or "start"] = estimate
+        elif all(arm.rows.get(key) == value for key, value in usual.items()):
+            lines.setdefault(arm.method, []).append((arm.rows[option], estimate))
+    figure, panel = _figure((8, 4.8))
+    for colour, (name, estimate) in zip(REFERENCES, levels.items(), strict=False):
+        panel.axhline(estimate["value"], color=colour, linestyle="--", linewidth=1.2, label=name)
+    for number, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0])
+        places = [place + (number - len(lines) / 2) * 0.12 for place, _ in points]
+        values = [estimate["value"] for _, estimate in points]
+        spread = [[value - each["low"] for value, (_, each) in zip(values, points, strict=True)]]
+        spread += [[each["high"] - value for value, (_, each) in zip(values, points, strict=True)]]
+        panel.errorbar(places, values, spread, color=COLOURS[number], marker="o", capsize=2, label=name)
+    panel.set_xlabel(option)
+    panel.set_ylabel(metric)
+    panel.set_title(title, loc="left")
+    panel.grid(axis="y", color="#dddddd")
+    panel.legend(frameon=False)
+    _save(figure, file)
+
+
+def _varies(arms: Sequence[Any], method: str | None, option: str) -> bool:
+    return method is not None and len({str(arm.rows.get(option)) for arm in arms if arm.method == method}) > 1
+
+
+def _usual(values: Sequence[Any]) -> Any:
+    return max(values, key=lambda value: sum(each == value for each in values))
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=size, layout="constrained")
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    return figure, panel
+
+
+def _save(figure: Any, file: Path) -> None:
+    from matplotlib import pyplot
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

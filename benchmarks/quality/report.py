@@ -1,0 +1,205 @@
+"""What the scores of an experiment say: `results.json`, tables and plots, made anew from the finished stages."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trl_dmpo.ranking.auc import coin_flip_auc, pooled_auc
+from trl_dmpo.ranking.intervals import bootstrap_means, holm, paired_tests
+from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
+from trl_dmpo.ranking.rows import RankingRows
+
+from .experiment import Arm, Experiment
+from .stages import read_stage
+from .training import Runner, read_scores
+
+
+CUTOFFS = (1, 5, 10, 20)
+Scores = list[np.ndarray]
+
+
+def write_results(experiment: Experiment, work: Path, folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
+    """
+    Write the results of an experiment of which all stages are there.
+
+    Args:
+        experiment ([`Experiment`]):
+            The experiment.
+        work (`Path`):
+            Where its stages are.
+        folders (`tuple[Path, ...]`):
+            Where data is looked for.
+        output (`Path`):
+            Where `<name>.json` and `<name>.md` are written.
+
+    Returns:
+        `dict`: what the file has.
+    """
+    runner = Runner(experiment, work, folders)
+    results = {
+        "experiment": {name: value for name, value in vars(experiment).items() if value},
+        "versions": {name: version(name) for name in ("trl-dmpo", "trl", "transformers", "torch", "peft")},
+        "chosen": {method: choice_of(runner, method) for method in experiment.methods},
+        "starts": [of_start(runner, name, seed) for name in experiment.starts for seed in experiment.seeds],
+        "tests": {name: of_test(runner, name) for name in runner.task(experiment.seeds[0]).test},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain(results), indent=1, ensure_ascii=False)
+    (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
+    (output / f"{experiment.name}.md").write_text(tables(results, experiment), encoding="utf-8")
+    return results
+
+
+def choice_of(runner: Runner, method: str) -> dict[str, Any]:
+    """The settings of a method, and the figure of the validation rows for each that there was to choose from."""
+    like = runner.experiment.methods[method].get("like", method)
+    trials = [trial for trial in runner.trials(like) if trial]
+    tried = [trial | {runner.experiment.tune["metric"]: runner.value_of(like, trial)} for trial in trials]
+    return {"settings": runner.settings(Arm("", method, "", {})), "tried": tried}
+
+
+def of_start(runner: Runner, name: str, seed: int) -> dict[str, Any]:
+    folder = runner.start(name, seed)
+    stage = read_stage(folder)
+    known = {key: stage[key] for key in ("seconds", "parameters", "best", "curve") if key in stage}
+    return {"start": name, "seed": seed, "stage": folder.name, **known}
+
+
+def of_test(runner: Runner, test: str) -> dict[str, Any]:
+    """The figures of all arms on one test set, and how they differ from the arm that they are compared with."""
+    experiment = runner.experiment
+    rows = runner.task(experiment.seeds[0]).test[test]
+    figures, stages = {}, {}
+    for name, scores in scores_of(runner, test, stages).items():
+        figures[name] = Figures(rows, scores)
+    baselines = {arm.name: baseline_of(experiment, arm) for arm in experiment.expand()}
+    results = {name: each.summary() | {"stages": stages[name]} for name, each in figures.items()}
+    for name, against in baselines.items():
+        if against is not None and against != name:
+            results[name]["against"] = against
+            results[name]["difference"] = figures[name].compare(figures[against])
+    adjust(results)
+    return {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash, "arms": results}
+
+
+def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, list[Scores]]:
+    """From each arm and baseline to the scores of each seed. `stages` gets where they are from, and how long it took."""
+    experiment, found = runner.experiment, {}
+    for arm in experiment.expand():
+        settings = runner.settings(arm) if arm.method else {}
+        models = [runner.train(arm, seed, settings) for seed in experiment.seeds]
+        folders = [runner.run(arm, seed)[test] for seed in experiment.seeds]
+        found[arm.name] = [read_scores(folder) for folder in folders]
+        stages[arm.name] = [
+            {"seed": seed, "model": model.name, "training_seconds": read_stage(model)["seconds"]}
+            | {"scores": folder.name, "scoring_seconds": read_stage(folder)["seconds"]}
+            for seed, model, folder in zip(experiment.seeds, models, folders, strict=True)
+        ]
+    for name in experiment.baselines:
+        folders = [runner.baseline(name, seed)[test] for seed in experiment.seeds]
+        found[name] = [read_scores(folder) for folder in folders]
+        stages[name] = [
+            {"seed": seed, "scores": folder.name}
+            | {key: value for key, value in read_stage(folder).items() if key != "made_from"}
+            for seed, folder in zip(experiment.seeds, folders, strict=True)
+        ]
+    return found
+
+
+def baseline_of(experiment: Experiment, arm: Arm) -> str | None:
+    """The arm that another is compared with: of `evaluate.baseline`, the one whose start and rows agree the most."""
+    others = [each for each in experiment.expand() if each.method == experiment.evaluate.get("baseline")]
+    if not others or arm.method == experiment.evaluate["baseline"]:
+        return None
+    same_start = [each for each in others if each.start == arm.start]
+    return max(same_start or others, key=lambda each: sum(arm.rows.get(k) == v for k, v in each.rows.items())).name
+
+
+class Figures:
+    """
+    The figures of an arm: means over seeds for each row, and intervals over users.
+
+    Args:
+        rows ([`RankingRows`]):
+            N rows.
+        scores (`list[list[np.ndarray]]`):
+            The scores of each seed.
+    """
+
+    def __init__(self, rows: RankingRows, scores: list[Scores]):
+        self.users = rows.users
+        padded = [pad_candidates(each, rows.labels) for each in scores]
+        self.of_seeds = [ranking_metrics(*each, CUTOFFS) for each in padded]
+        self.pooled = [pooled_auc(*each) for each in padded]
+        self.coins = [float(coin_flip_auc(*each).mean()) if len(rows) > 1 else float("nan") for each in padded]
+        self.per_row = {name: np.mean([each[name] for each in self.of_seeds], axis=0) for name in self.of_seeds[0]}
+
+    def summary(self) -> dict[str, Any]:
+        seeds = [{name: float(np.nanmean(values)) for name, values in each.items()} for each in self.of_seeds]
+        extra = [
+            {"pooled_auc": pooled, "coin_flip_auc": coin} for pooled, coin in zip(self.pooled, self.coins, strict=True)
+        ]
+        means = {name: float(np.mean([each[name] for each in extra])) for name in extra[0]}
+        estimates = {name: each._asdict() for name, each in bootstrap_means(self.per_row, self.users).items()}
+        return {
+            "metrics": estimates | {name: {"value": value} for name, value in means.items()},
+            "seeds": [one | other for one, other in zip(seeds, extra, strict=True)],
+        }
+
+    def compare(self, other: "Figures") -> dict[str, dict[str, float]]:
+        found = paired_tests(self.per_row, other.per_row, self.users)
+        return {name: each.difference._asdict() | {"p": each.p_value} for name, each in found.items()}
+
+
+def adjust(results: Mapping[str, dict[str, Any]]) -> None:
+    """Adds p-values that are adjusted for all comparisons of a metric in the test set (Holm)."""
+    compared = [each["difference"] for each in results.values() if "difference" in each]
+    for metric in compared[0] if compared else ():
+        adjusted = holm([each[metric]["p"] for each in compared]).tolist()
+        for each, p in zip(compared, adjusted, strict=True):
+            each[metric]["p_holm"] = p
+
+
+def tables(results: Mapping[str, Any], experiment: Experiment) -> str:
+    """All test sets in Markdown."""
+    lines = [f"# {experiment.title}", ""]
+    for name, test in results["tests"].items():
+        lines += [f"## {name}: {test['rows']:,} rows of {test['users']:,} users", ""]
+        lines += table(test["arms"], experiment.evaluate["metrics"])
+        lines += [""]
+    return "\n".join(lines)
+
+
+def table(arms: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    """A line for each arm: the metrics, and the difference in the first of them from what it is compared with."""
+    lines = [
+        f"| | {' | '.join(metrics)} | {metrics[0]} less that of the baseline | p | p, adjusted |",
+        "|---|" + "--:|" * (len(metrics) + 3),
+    ]
+    for name, arm in arms.items():
+        cells = [told(arm["metrics"][metric]) for metric in metrics]
+        if "difference" in arm:
+            change = arm["difference"][metrics[0]]
+            cells += [told(change, "+.3f"), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells + [''] * (len(metrics) + 3 - len(cells)))} |")
+    return lines
+
+
+def told(estimate: Mapping[str, float], form: str = ".3f") -> str:
+    value = format(estimate["value"], form)
+    return f"{value} ({estimate['low']:{form}} to {estimate['high']:{form}})" if "low" in estimate else value
+
+
+def plain(value: Any) -> Any:
+    """Numbers that JSON has, to six digits; `null` where there is none."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return None if not np.isfinite(value) else float(f"{value:.6g}")
+    return value

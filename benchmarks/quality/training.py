@@ -1,0 +1,295 @@
+"""The stages of an experiment: a start, a preference stage, and the scores of the result."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from trl_dmpo.ranking.rows import RankingRows
+
+from .data import LINES, Task, make_task
+from .experiment import Arm, Experiment
+from .models import make_model, make_tokenizer, quiet, run, train_language_model
+from .stages import Stages, hash_of
+
+
+ROW_COLUMNS = ("prompt", "chosen", "rejected", "user_id")
+
+
+class Runner:
+    """
+    Makes the stages of an experiment.
+
+    Args:
+        experiment ([`Experiment`]):
+            What to do.
+        work (`Path`):
+            Where stages are kept.
+        folders (`tuple[Path, ...]`, *optional*):
+            Where data is looked for.
+        models (`Path`, *optional*):
+            A folder of pretrained models, by name. Others are from the Hub.
+    """
+
+    def __init__(self, experiment: Experiment, work: Path, folders: tuple[Path, ...] = ()):
+        self.experiment, self.stages, self.folders = experiment, Stages(work), folders
+        self.task = cache(self._task)
+
+    def _task(self, seed: int) -> Task:
+        return make_task(self.experiment.data, seed, self.folders)
+
+    def start(self, name: str, seed: int) -> Path:
+        """The model that arms begin with: a folder with weights, or with an adapter, and a tokenizer."""
+        options = self.experiment.starts[name]
+        task = self.task(seed)
+        made_from = {"start": options, "seed": seed}
+        if options.get("train"):
+            texts = [make(**options.get("texts", {})) for make in (task.texts, task.validation_texts)]
+            made_from["texts"] = [content_hash(rows, ("prompt", "chosen")) for rows in texts]
+        else:
+            texts = []
+        return self.stages.get(
+            "start", made_from, lambda folder: make_start(options, task.titles, texts, seed, self.folders, folder)
+        )
+
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """The options of an arm's training, with those that were chosen by the validation rows."""
+        method = dict(self.experiment.methods[arm.method])
+        like = method.pop("like", arm.method)
+        method.pop("tune", None)
+        return {**self.experiment.training, **self.chosen(like), **method}
+
+    def chosen(self, method: str) -> dict[str, Any]:
+        """Of the settings of a method to choose from, those that are best by the validation rows."""
+        trials = self.trials(method)
+        return max(trials, key=lambda trial: self.value_of(method, trial)) if len(trials) > 1 else trials[0]
+
+    def trials(self, method: str) -> list[dict[str, Any]]:
+        """All settings of a method to choose from."""
+        import itertools
+
+        tune = self.experiment.methods[method].get("tune", {})
+        return [dict(zip(tune, values, strict=True)) for values in itertools.product(*tune.values())]
+
+    def value_of(self, method: str, trial: Mapping[str, Any]) -> float:
+        """The figure of the validation rows that a choice is made by."""
+        tune = self.experiment.tune
+        arm = Arm("", method, tune.get("start", next(iter(self.experiment.starts))), tune.get("rows", {}))
+        options = {k: v for k, v in self.experiment.methods[method].items() if k not in ("tune", "like")}
+        folder = self.train(
+            arm, tune.get("seed", self.experiment.seeds[0]), {**self.experiment.training, **options, **trial}
+        )
+        rows = self.task(tune.get("seed", self.experiment.seeds[0])).validation[tune["test"]]
+        return float(np.mean(row_metrics(rows, read_scores(self.score(folder, rows)))[tune["metric"]]))
+
+    def train(self, arm: Arm, seed: int, settings: Mapping[str, Any]) -> Path:
+        """The model of an arm: of one without a method, the start."""
+        start = self.start(arm.start, seed)
+        if arm.method is None:
+            return start
+        rows = self.task(seed).rows(**arm.rows)
+        made_from = {
+            "start": start.name,
+            "rows": content_hash(rows, ("prompt", "chosen", "rejected")),
+            "settings": dict(settings),
+            "seed": seed,
+        }
+        return self.stages.get(
+            "model", made_from, lambda folder: train_preference(start, rows, settings, seed, folder)
+        )
+
+    def score(self, model: Path, rows: RankingRows) -> Path:
+        """The scores that a model gives to the candidates of some rows."""
+        made_from = {"model": model.name, "rows": rows.content_hash, "name": rows.name}
+        return self.stages.get("scores", made_from, lambda folder: write_scores(model, rows, folder))
+
+    def run(self, arm: Arm, seed: int) -> dict[str, Path]:
+        """The scores of an arm for each test set."""
+        settings = self.settings(arm) if arm.method else {}
+        model = self.train(arm, seed, settings)
+        return {name: self.score(model, rows) for name, rows in self.task(seed).test.items()}
+
+    def baseline(self, name: str, seed: int) -> dict[str, Path]:
+        """The scores of a classical recommender for each test set, with settings chosen by the validation rows."""
+        from .baselines import GRIDS, fit_baseline, tune_baseline
+
+        task = self.task(seed)
+        made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed} | {
+            test: rows.content_hash for test, rows in [*task.validation.items(), *task.test.items()]
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            (validation,) = task.validation.values()
+            liked = task.liked()
+            options = tune_baseline(name, liked, validation, seed)
+            score = fit_baseline(name, liked, seed, options)
+            for test, rows in task.test.items():
+                (folder / test).mkdir()
+                save_scores(score(rows), folder / test)
+            return {"options": options}
+
+        folder = self.stages.get("baseline", made_from, make)
+        return {test: folder / test for test in task.test}
+
+    def explain(self, arm: Arm, seed: int) -> Path:
+        """Whether explanations of an arm are faithful: a table for users of the test, and some cases to look at."""
+        from .faithfulness import measure_faithfulness, write_cases
+
+        options = dict(self.experiment.explain)
+        rows = self.task(seed).test[options.pop("test")]
+        model = self.train(arm, seed, self.settings(arm) if arm.method else {})
+        made_from = {"model": model.name, "rows": rows.content_hash, "options": options}
+
+        def make(folder: Path) -> dict[str, Any]:
+            users = [
+                {"user_id": user, "history_ids": history, "candidate_ids": ids[: options["candidates"]]}
+                for user, history, ids in zip(
+                    *(rows.columns[name] for name in ("user_id", "history_ids", "candidate_ids")), strict=True
+                )
+                if len(history) >= options["min_history"]
+            ][: options["users"]]
+            recommender = self.recommender(model, seed)
+            given = {name: options[name] for name in ("counts", "methods", "draws") if name in options}
+            measure_faithfulness(recommender, users, **given, seed=seed).write_parquet(folder / "faithfulness.parquet")
+            write_cases(recommender, users, folder)
+            return {"users": len(users)}
+
+        return self.stages.get("explain", made_from, make)
+
+    def recommender(self, model: Path, seed: int) -> Any:
+        """A model as a recommender of the items of a log."""
+        from transformers import AutoTokenizer
+
+        from trl_dmpo import Recommender
+
+        task, options = self.task(seed), self.experiment.data
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        form = {"prompt": options.get("prompt", LINES), "max_history": options["max_history"]}
+        return Recommender(load_model(model), tokenizer, task.items(), **form)
+
+
+def content_hash(rows: Any, columns: tuple[str, ...]) -> str:
+    """Of what is trained on."""
+    return hash_of([rows[column][:] for column in columns])
+
+
+def make_start(
+    options: Mapping[str, Any], titles: list[str], texts: list, seed: int, folders: tuple[Path, ...], folder: Path
+) -> dict[str, Any]:
+    """
+    Write a model to begin with.
+
+    Args:
+        options (`Mapping`):
+            `shape` and `vocab_size` of a Llama from scratch, or `model`, the name of a pretrained one, with `lora`, the options
+            of a [`~peft.LoraConfig`]; and `train`, the arguments of its training, without which it is left as it is.
+        titles (`list[str]`):
+            What the tokenizer of a new model is made from.
+        texts (`list[Dataset]`):
+            What to train on, and what says when to stop.
+        seed (`int`):
+            Seed of weights and training.
+        folders (`tuple[Path, ...]`):
+            Where pretrained models are looked for first.
+        folder (`Path`):
+            Where to write.
+    """
+    if "shape" in options:
+        tokenizer = make_tokenizer(titles, options["vocab_size"])
+        model = make_model(tokenizer, options["shape"], seed)
+    else:
+        model, tokenizer = load_pretrained(options, seed, folders)
+    found: dict[str, Any] = {"parameters": model.num_parameters()}
+    if options.get("train"):
+        found |= train_language_model(model, tokenizer, *texts, options["train"], seed, folder / "checkpoints")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return found
+
+
+def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, ...]) -> tuple[Any, Any]:
+    """A pretrained model with a new adapter, and its tokenizer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .data import find
+
+    name = options["model"]
+    with suppress(FileNotFoundError):  # it is a name on the Hub, then
+        name = str(find(name, folders))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=options.get("dtype", "float32"))
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options["lora"])), AutoTokenizer.from_pretrained(
+        name
+    )
+
+
+def load_model(folder: Path, trainable: bool = False) -> Any:
+    """The model of a stage."""
+    if not (folder / "adapter_config.json").exists():
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder)
+    from peft import AutoPeftModelForCausalLM
+
+    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype="bfloat16")
+
+
+def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Train a start on rows with rejected answers and write the result."""
+    from transformers import AutoTokenizer
+
+    from trl_dmpo import DMPOConfig, DMPOTrainer
+    from trl_dmpo.ranking.self_play import SelfPlayCallback
+
+    settings = dict(settings)
+    self_play = settings.pop("self_play", None)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    args = DMPOConfig(str(folder / "checkpoints"), save_strategy="no", **settings, **quiet(seed))
+    trainer = DMPOTrainer(
+        load_model(start, trainable=True),
+        args=args,
+        train_dataset=rows.select_columns([name for name in ROW_COLUMNS if name in rows.column_names]),
+        processing_class=tokenizer,
+    )
+    if self_play:
+        trainer.add_callback(SelfPlayCallback(trainer, **self_play))
+    run(trainer)
+    trainer.save_model(str(folder))
+    tokenizer.save_pretrained(folder)
+    return {"rows": len(rows), "steps": trainer.state.global_step}
+
+
+def write_scores(model: Path, rows: RankingRows, folder: Path) -> dict[str, Any]:
+    """Score the candidates of rows and write the scores."""
+    from transformers import AutoTokenizer
+
+    from trl_dmpo import Scorer
+    from trl_dmpo.ranking.evaluate import score_rows
+
+    scores = score_rows(Scorer(load_model(model), AutoTokenizer.from_pretrained(model)), rows)
+    save_scores(scores, folder)
+    return {"rows": len(rows)}
+
+
+def save_scores(scores: list[np.ndarray], folder: Path) -> None:
+    """Keep the scores of each row's candidates."""
+    column = pl.Series([each.tolist() for each in scores], dtype=pl.List(pl.Float32))
+    pl.DataFrame({"scores": column}).write_parquet(folder / "scores.parquet", compression="zstd")
+
+
+def read_scores(folder: Path) -> list[np.ndarray]:
+    """The scores of a stage: an array for each row."""
+    return [each.to_numpy() for each in pl.read_parquet(folder / "scores.parquet")["scores"]]
+
+
+def row_metrics(rows: RankingRows, scores: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics of each row."""
+    from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
+
+    return ranking_metrics(*pad_candidates(scores, rows.labels), [1, 5, 10, 20])
