@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .experiment import load_experiment
+from .made_up import write_made_up_data
 from .pool import run_all
 
 
@@ -21,6 +22,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    if options.tiny:
+        options.data.insert(0, write_made_up_data(options.work / "made up"))
     for name in options.experiments:
         experiment = load_experiment(find_preset(name), options.tiny)
         if options.seeds:
@@ -39,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=PRESETS.parent / "results", help="Where results are written.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes, each with its share of the cores.")
     parser.add_argument("--seeds", type=int, nargs="*", help="Instead of those of the experiment.")
-    parser.add_argument("--tiny", action="store_true", help="A trial of a minute, with the section `tiny`.")
+    parser.add_argument("--tiny", action="store_true", help="A trial on made-up data, with the section `tiny`.")
     return parser.parse_args(arguments)
 
 

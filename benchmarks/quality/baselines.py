@@ -1,12 +1,12 @@
 """
-Classical recommenders to set beside a language model: of a log, left one out, each scores the candidates of the same rows.
+Classical recommenders to set beside a language model: each scores the candidates of the same rows, leave-one-out.
 
-They know what the language model knows: they are fitted to training alone, and where a user is described by items rather than
-by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the item that was the
-target of validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
+They know what the language model knows: they are fitted to training alone, and where a user is described by items rather
+than by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the item that
+was the target of validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
 
-The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over the
-neighbours, so that where all is liked both are always 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
+The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over
+the neighbours, so that where all is liked both are 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
 recommendation algorithms", TOIS 2004 (https://doi.org/10.1145/963770.963776), with the neighbours of scikit-learn.
 """
 
@@ -30,6 +30,7 @@ GRIDS: dict[str, dict[str, list]] = {
     "item-knn": {"neighbours": [100, 20, 50, 200]},
     "ease": {"lamb": [500, 100, 250, 1000]},
     "bpr": {"k": [50, 20], "learning_rate": [0.02, 0.05], "lambda_reg": [0.01, 0.02], "max_iter": [200]},
+    # One block: two cost half as much again and rank no better. Negatives drawn evenly: in-batch ones are popular already
     "sasrec": {
         "learning_rate": [0.002, 0.001],
         "n_epochs": [6],
@@ -117,9 +118,10 @@ def score_baseline(
     """
     Fit a baseline, and let it score the candidates of each row.
 
-    An item that no one liked in training comes after all others, level with its like: no model has learnt anything of it, and
-    what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`, `"ease"` and
-    `"sasrec"` score from `history_ids`, less the items that no one liked in training. With none left, all known items are level.
+    An item that no one liked in training comes after all others, level with its like: no model has learnt anything of it,
+    and what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`,
+    `"ease"` and `"sasrec"` score from `history_ids`, less the items that no one liked in training. With none left, all
+    known items are level.
 
     Args:
         name (`str`):
@@ -137,15 +139,15 @@ def score_baseline(
         `list[np.ndarray]`: N arrays, float32, in the order of the candidates.
 
     Raises:
-        `ValueError`: there is no such baseline or option, a column is missing, `liked` has the target of a row or, for BPR, not
-            its user, or scores are not finite.
+        `ValueError`: there is no such baseline or option, a column is missing, `liked` has the target of a row or, for
+            BPR, not its user, or scores are not finite.
     """
     return fit_baseline(name, liked, seed, options)(rows)
 
 
 def tune_baseline(name: str, liked: pl.DataFrame, validation: RankingRows, seed: int) -> dict[str, Any]:
     """
-    The options of a baseline that have the highest NDCG@10 on validation rows, of all in `GRIDS`; of equal ones the first.
+    The options of a baseline, of all in `GRIDS`, that have the highest NDCG@10 on validation rows; the first of equal ones.
 
     Args:
         name, liked, seed:
@@ -183,8 +185,8 @@ def _refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
     if leaks:
         user, item = min(leaks)
         raise ValueError(
-            f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} ({len(leaks)} such). "
-            "Are the rows those of a split by 'leave_one_out', and the log the one that they were made of?"
+            f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} "
+            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` of the same log by `liked_before`."
         )
 
 
@@ -242,8 +244,8 @@ def _fit_bpr(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
     def score(user: Any, history: list[int]) -> np.ndarray:
         if user not in data.uid_map:
             raise ValueError(
-                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, or choose a "
-                "baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
+                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, or "
+                "choose a baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
             )
         return model.score(data.uid_map[user])
 

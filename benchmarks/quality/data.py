@@ -118,7 +118,7 @@ def make_sequence_task(
         full_catalogue (`bool`, *optional*, defaults to `False`):
             Whether to rank all items that the user has not met, too.
     """
-    log = load_interactions(find(source, folders)) if source != "made up" else made_up_log()
+    log = load_interactions(find(source, folders))
     common = {"split": "leave_one_out", "prompt": prompt, "max_history": max_history}
     ranked = build_dataset(log, configuration="ranking", negatives="uniform", seed=0, **common)
     everything = build_dataset(log, negatives="uniform", num_negatives=1, train_targets=-1, seed=0, **common)
@@ -385,26 +385,3 @@ TASKS: dict[str, Callable[..., Task]] = {
     "pairs": make_pairs_task,
     "listed": make_listed_task,
 }
-
-
-def made_up_log() -> InteractionLog:
-    """Sixty users with a taste for one of two halves of sixty films, where nothing else is at hand."""
-    import polars as pl
-
-    from trl_dmpo.data.log import make_log
-
-    generator = np.random.default_rng(0)
-    liked = [
-        (user, int(film) + 30 * (user % 2), time)
-        for user in range(60)
-        for time, film in enumerate(generator.permutation(30)[:15])
-    ]
-    films = pl.DataFrame(
-        {"item_id": range(60), "title": [f"{'Red' if n < 30 else 'Blue'} film {n}" for n in range(60)]}
-    )
-    return make_log(
-        pl.DataFrame(liked, schema=["user_id", "item_id", "timestamp"], orient="row"),
-        films,
-        source="made up",
-        domain="film",
-    )

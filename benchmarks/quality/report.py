@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from trl_dmpo.ranking.auc import coin_flip_auc, pooled_auc
 from trl_dmpo.ranking.intervals import bootstrap_means, holm, paired_tests
@@ -14,6 +15,7 @@ from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 from trl_dmpo.ranking.rows import RankingRows
 
 from .experiment import Arm, Experiment
+from .faithfulness import faithfulness_table, summarise_faithfulness
 from .stages import read_stage
 from .training import Runner, read_scores
 
@@ -47,6 +49,8 @@ def write_results(experiment: Experiment, work: Path, folders: tuple[Path, ...],
         "starts": [of_start(runner, name, seed) for name in experiment.starts for seed in experiment.seeds],
         "tests": {name: of_test(runner, name) for name in runner.task(experiment.seeds[0]).test},
     }
+    if experiment.explain:
+        results["faithfulness"] = {arm.name: faithfulness_of(runner, arm) for arm in experiment.expand()}
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(results), indent=1, ensure_ascii=False)
     (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
@@ -67,6 +71,12 @@ def of_start(runner: Runner, name: str, seed: int) -> dict[str, Any]:
     stage = read_stage(folder)
     known = {key: stage[key] for key in ("seconds", "parameters", "best", "curve") if key in stage}
     return {"start": name, "seed": seed, "stage": folder.name, **known}
+
+
+def faithfulness_of(runner: Runner, arm: Arm) -> list[dict[str, Any]]:
+    """How the ranking moves without the items that explanations of an arm name; users of all seeds."""
+    folders = [runner.explain(arm, seed) for seed in runner.experiment.seeds]
+    return summarise_faithfulness(pl.concat([pl.read_parquet(folder / "faithfulness.parquet") for folder in folders]))
 
 
 def of_test(runner: Runner, test: str) -> dict[str, Any]:
@@ -112,8 +122,9 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, l
 
 def baseline_of(experiment: Experiment, arm: Arm) -> str | None:
     """The arm that another is compared with: of `evaluate.baseline`, the one whose start and rows agree the most."""
-    others = [each for each in experiment.expand() if each.method == experiment.evaluate.get("baseline")]
-    if not others or arm.method == experiment.evaluate["baseline"]:
+    baseline = experiment.evaluate.get("baseline")
+    others = [each for each in experiment.expand() if each.method == baseline]
+    if baseline is None or not others or arm.method == baseline:
         return None
     same_start = [each for each in others if each.start == arm.start]
     return max(same_start or others, key=lambda each: sum(arm.rows.get(k) == v for k, v in each.rows.items())).name
@@ -171,6 +182,8 @@ def tables(results: Mapping[str, Any], experiment: Experiment) -> str:
         lines += [f"## {name}: {test['rows']:,} rows of {test['users']:,} users", ""]
         lines += table(test["arms"], experiment.evaluate["metrics"])
         lines += [""]
+    for name, found in results.get("faithfulness", {}).items():
+        lines += [f"## Explanations: {name}", "", faithfulness_table(found), ""]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,7 @@ def make_start(
     found: dict[str, Any] = {"parameters": model.num_parameters()}
     if options.get("train"):
         found |= train_language_model(model, tokenizer, *texts, options["train"], seed, folder / "checkpoints")
+        rmtree(folder / "checkpoints")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return found
@@ -262,6 +264,7 @@ def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: 
     run(trainer)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
+    rmtree(folder / "checkpoints", ignore_errors=True)
     return {"rows": len(rows), "steps": trainer.state.global_step}
 
 
