@@ -1,9 +1,9 @@
 """
 Classical recommenders to set beside a language model: each scores the candidates of the same rows, leave-one-out.
 
-They know what the language model knows: they are fitted to training alone, and where a user is described by items rather
-than by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the item that
-was the target of validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
+They know what the language model knows: they are fitted to training alone, and where a user is described by items, not
+by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the target of
+validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
 
 The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over
 the neighbours, so that where all is liked both are 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
@@ -30,7 +30,7 @@ GRIDS: dict[str, dict[str, list]] = {
     "item-knn": {"neighbours": [100, 20, 50, 200]},
     "ease": {"lamb": [500, 100, 250, 1000]},
     "bpr": {"k": [50, 20], "learning_rate": [0.02, 0.05], "lambda_reg": [0.01, 0.02], "max_iter": [200]},
-    # One block: two cost half as much again and rank no better. Negatives drawn evenly: in-batch ones are popular already
+    # Two blocks take half as long again and rank no better. Negatives are drawn evenly: those of the batch are popular
     "sasrec": {
         "learning_rate": [0.002, 0.001],
         "n_epochs": [6],
@@ -118,8 +118,8 @@ def score_baseline(
     """
     Fit a baseline, and let it score the candidates of each row.
 
-    An item that no one liked in training comes after all others, level with its like: no model has learnt anything of it,
-    and what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`,
+    An item that no one liked in training comes after all others, level with its like: no model has learnt of it, and
+    what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`,
     `"ease"` and `"sasrec"` score from `history_ids`, less the items that no one liked in training. With none left, all
     known items are level.
 
@@ -147,7 +147,7 @@ def score_baseline(
 
 def tune_baseline(name: str, liked: pl.DataFrame, validation: RankingRows, seed: int) -> dict[str, Any]:
     """
-    The options of a baseline, of all in `GRIDS`, that have the highest NDCG@10 on validation rows; the first of equal ones.
+    The options of a baseline, of all in `GRIDS`, with the highest NDCG@10 on validation rows; of equal ones the first.
 
     Args:
         name, liked, seed:
@@ -186,7 +186,7 @@ def _refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
         user, item = min(leaks)
         raise ValueError(
             f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} "
-            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` of the same log by `liked_before`."
+            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` by `liked_before`."
         )
 
 
@@ -244,8 +244,8 @@ def _fit_bpr(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
     def score(user: Any, history: list[int]) -> np.ndarray:
         if user not in data.uid_map:
             raise ValueError(
-                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, or "
-                "choose a baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
+                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, "
+                "or choose a baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
             )
         return model.score(data.uid_map[user])
 

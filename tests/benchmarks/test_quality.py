@@ -1,0 +1,258 @@
+"""The harness of `benchmarks/quality`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from benchmarks.quality.data import TASKS, find, item_embeddings, limit, make_task, shorten, windows
+from benchmarks.quality.experiment import load_experiment
+from benchmarks.quality.made_up import write_made_up_data
+from benchmarks.quality.report import Figures, adjust, baseline_of, plain
+from benchmarks.quality.stages import Stages, hash_of, read_stage
+from benchmarks.quality.training import read_scores, save_scores
+
+from trl_dmpo.data import load_interactions
+from trl_dmpo.ranking.evaluate import evaluate_scores
+
+
+PRESETS = Path(__file__).parents[2] / "benchmarks" / "quality" / "presets"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_made_up_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def sequence(folder):
+    return make_task({"kind": "sequence", "source": "ml-100k", "seen": False, "full_catalogue": True}, 0, [folder])
+
+
+def write(tmp_path, **fields):
+    file = tmp_path / "trial.yaml"
+    file.write_text(yaml.safe_dump({"title": "t", "data": {}, "starts": {"a": {}}, "arms": [{}]} | fields))
+    return file
+
+
+class TestExperiment:
+    def test_lists_become_arms(self, tmp_path):
+        arms = [{}, {"method": ["sft", "dmpo"], "rows": {"k": [1, 5], "rows": 10}}]
+        file = write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}})
+        names = [arm.name for arm in load_experiment(file).expand()]
+        assert names == [
+            "start",
+            "sft, k=1, rows=10",
+            "sft, k=5, rows=10",
+            "dmpo, k=1, rows=10",
+            "dmpo, k=5, rows=10",
+        ]
+
+    def test_tiny_replaces_field_by_field(self, tmp_path):
+        file = write(tmp_path, data={"kind": "a", "rows": 1000}, tiny={"data": {"rows": 5}})
+        assert load_experiment(file, tiny=True).data == {"kind": "a", "rows": 5}
+        assert load_experiment(file).data == {"kind": "a", "rows": 1000}
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"arm": []}, "has the field 'arm', but there are only"),
+            ({"arms": [{"method": "x"}]}, "An arm of trial has the method 'x', but there are"),
+            ({"arms": [{"start": "x"}]}, "An arm of trial has the start 'x', but there are: a"),
+            ({"arms": [{"k": 3}]}, "`arms` of trial have no option 'k'"),
+        ],
+    )
+    def test_errors_name_the_field(self, tmp_path, fields, message):
+        with pytest.raises(ValueError, match=message):
+            load_experiment(write(tmp_path, **fields)).expand()
+
+    def test_missing_field(self, tmp_path):
+        file = tmp_path / "trial.yaml"
+        file.write_text("title: t")
+        with pytest.raises(ValueError, match="has no 'data'"):
+            load_experiment(file)
+        with pytest.raises(ValueError, match="has no section `tiny`"):
+            load_experiment(file, tiny=True)
+
+    @pytest.mark.parametrize("tiny", [False, True])
+    @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda file: file.stem)
+    def test_presets_are_sound(self, preset, tiny):
+        experiment = load_experiment(preset, tiny)
+        assert experiment.data["kind"] in TASKS
+        assert all(arm.method is None or arm.method in experiment.methods for arm in experiment.expand())
+        compared = [baseline_of(experiment, arm) for arm in experiment.expand()]
+        assert not experiment.evaluate.get("baseline") or any(compared)
+
+
+class TestStages:
+    def test_what_exists_is_not_made_again(self, tmp_path):
+        stages, made = Stages(tmp_path), []
+
+        def make(folder):
+            made.append(folder)
+            (folder / "a").write_text("b")
+            return {"found": 1}
+
+        first = stages.get("start", {"seed": 0}, make)
+        assert stages.get("start", {"seed": 0}, make) == first
+        assert stages.get("start", {"seed": 1}, make) != first
+        assert len(made) == 2
+        assert (first / "a").read_text() == "b"
+        assert read_stage(first)["made_from"] == {"seed": 0}
+        assert read_stage(first)["found"] == 1
+
+    def test_what_fails_leaves_nothing(self, tmp_path):
+        stages = Stages(tmp_path)
+
+        def fail(folder):
+            (folder / "half").write_text("")
+            raise RuntimeError("stopped")
+
+        with pytest.raises(RuntimeError, match="stopped"):
+            stages.get("start", {}, fail)
+        assert not stages.path("start", {}).exists()
+        folder = stages.get("start", {}, lambda folder: {})
+        assert not (folder / "half").exists()
+
+    def test_another_process_was_as_quick(self, tmp_path):
+        stages = Stages(tmp_path)
+
+        def slow(folder):
+            path = stages.path("start", {})
+            path.mkdir()
+            (path / "stage.json").write_text('{"first": true}')
+            return {"first": False}
+
+        assert read_stage(stages.get("start", {}, slow))["first"]
+        assert [each.name for each in tmp_path.iterdir()] == [stages.path("start", {}).name]
+
+    def test_hash_does_not_depend_on_order(self):
+        assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1}) != hash_of({"a": 1, "b": [3]})
+
+
+class TestData:
+    def test_windows_hold_all(self):
+        assert windows(list("aaaaabbc"), 2) == [0, 2, 4, 6, 7]
+        assert windows(list("aaaaabbc"), 10) == [4, 6, 7]
+
+    def test_find_names_the_folders(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"nothing.json is in none of {tmp_path}.*--data"):
+            find("nothing.json", [tmp_path])
+
+    def test_unknown_kind(self):
+        with pytest.raises(ValueError, match="`data.kind` is 'log', but it is one of: sequence"):
+            make_task({"kind": "log"}, 0)
+
+    def test_a_larger_k_only_adds(self, sequence):
+        small, large = (sequence.rows(rows=30, k=k) for k in (3, 7))
+        assert small["prompt"][:] == large["prompt"][:]
+        assert [row[:3] for row in large["rejected"]] == small["rejected"][:]
+        other = sequence.rows(rows=30, k=3, negatives="popularity")
+        assert other["chosen"][:] == small["chosen"][:]
+        assert other["rejected"][:] != small["rejected"][:]
+
+    def test_items_of_the_same_taste_are_near(self, folder):
+        log = load_interactions(folder / "ml-100k")
+        table = item_embeddings(log, size=4)
+        vectors = np.array(table["embedding"].to_list())
+        near = np.argsort(-(vectors @ vectors.T) / np.linalg.norm(vectors, axis=1), axis=1)[:, :10]
+        titles = dict(log.items.select("item_id", "title").iter_rows())
+        colours = np.array([titles[item][0] for item in table["item_id"]])
+        assert np.mean(colours[near] == colours[:, None]) > 0.9
+
+    def test_nothing_of_the_test_is_learnt(self, sequence):
+        def pairs(rows, column="chosen_id"):
+            return set(zip(rows["user_id"], rows[column], strict=True))
+
+        held_out = pairs(sequence.test["sampled"].columns) | pairs(sequence.validation["sampled"].columns)
+        preferred, texts = pairs(sequence.rows(rows=100)), sequence.texts().to_polars()
+        learnt = pairs(texts) | pairs(texts.explode("history_ids"), "history_ids")
+        assert not held_out & preferred
+        assert not learnt & (held_out | preferred)
+
+    def test_everything_that_was_not_met_is_ranked(self, sequence):
+        sampled, full = sequence.test["sampled"], sequence.test["full"]
+        for row in range(len(full)):
+            right = sampled.candidates[row][sampled.labels[row]]
+            assert full.candidates[row][full.labels[row]] == right
+            assert set(sampled.candidates[row]) <= set(full.candidates[row])
+            assert not set(full.columns["history_ids"][row]) & set(full.columns["candidate_ids"][row])
+            assert full.columns["candidate_ids"][row][full.labels[row]] == full.columns["chosen_id"][row]
+
+    def test_shorter_histories(self):
+        instruction = "Seen: Here it is:  <Title:A>  <Title:B (1)>  <Title:C> . Rank the likelihood of  <Title:D>  and  <Title:E> ."
+        expected = "Seen: Here it is:  <Title:B (1)>  <Title:C> . Rank the likelihood of  <Title:D>  and  <Title:E> ."
+        assert shorten(instruction.replace("Seen: ", ""), 2) == expected.replace("Seen: ", "")
+        assert shorten(instruction, None) == instruction
+
+    def test_fewer_users_are_among_more(self, folder):
+        options = {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "validation_rows": 10}
+        task = make_task(options, 1, [folder])
+        five, ten = (set(task.rows(form="orders", k=3, users=users)["prompt"]) for users in (5, 10))
+        assert five < ten
+        assert len(task.rows(form="orders", k=3, users=5)) == 15
+        assert len(task.rows(form="titles", k=3, users=5)) == 5
+        assert {len(row) for row in task.rows(form="titles", k=3)["rejected"]} == {3}
+
+    def test_validation_is_no_test(self, folder):
+        for options in (
+            {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "validation_rows": 10},
+            {"kind": "listed", "file": "llara/lastfm_val.json", "train_rows": 20, "validation_rows": 10},
+        ):
+            task = make_task(options, 0, [folder])
+            validated = {prompt for rows in task.validation.values() for prompt in rows.prompts}
+            assert not validated & {prompt for rows in task.test.values() for prompt in rows.prompts}
+
+    def test_too_few_rows(self, sequence):
+        with pytest.raises(ValueError, match="1,000 rows are asked for, but there are 120"):
+            limit(sequence.rows(rows=120, k=1), 1000, 0)
+
+
+class TestFigures:
+    def test_one_seed_is_an_evaluation(self, sequence):
+        rows = sequence.test["sampled"]
+        generator = np.random.default_rng(0)
+        scores = [generator.normal(size=len(row)).astype(np.float32) for row in rows.candidates]
+        found = Figures(rows, [scores]).summary()["metrics"]
+        expected = evaluate_scores(rows, {"model": scores}).results["model"]
+        for metric in ("ndcg@10", "hit_rate@1", "mrr"):
+            assert found[metric] == expected[metric]._asdict()
+        assert found["pooled_auc"]["value"] == pytest.approx(expected["pooled_auc"].value)
+
+    def test_seeds_are_averaged_row_by_row(self, sequence):
+        rows = sequence.test["sampled"]
+        best = [np.eye(len(row))[label] for row, label in zip(rows.candidates, rows.labels, strict=True)]
+        worst = [-each for each in best]
+        figures = Figures(rows, [best, worst])
+        assert figures.per_row["hit_rate@1"].tolist() == [0.5] * len(rows)
+        assert [each["hit_rate@1"] for each in figures.summary()["seeds"]] == [1.0, 0.0]
+        difference = Figures(rows, [best, best]).compare(figures)["hit_rate@1"]
+        assert difference["value"] == 0.5
+        assert difference["p"] < 0.01
+
+    def test_adjusted_for_all_comparisons(self):
+        results = {"a": {}, "b": {"difference": {"m": {"p": 0.01}}}, "c": {"difference": {"m": {"p": 0.03}}}}
+        adjust(results)
+        assert [results[name]["difference"]["m"]["p_holm"] for name in "bc"] == [0.02, 0.03]
+
+    def test_what_an_arm_is_compared_with(self, tmp_path):
+        arms = [
+            {},
+            {"method": "sft", "rows": {"k": 1, "rows": [10, 20]}},
+            {"method": "dmpo", "rows": {"k": 3, "rows": 20}},
+        ]
+        experiment = load_experiment(
+            write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}, evaluate={"baseline": "sft"})
+        )
+        compared = {arm.name: baseline_of(experiment, arm) for arm in experiment.expand()}
+        assert compared["dmpo, k=3, rows=20"] == "sft, k=1, rows=20"
+        assert compared["sft, k=1, rows=10"] is None
+
+    def test_scores_are_kept(self, tmp_path):
+        scores = [np.array([0.1, -2], np.float32), np.array([3], np.float32)]
+        save_scores(scores, tmp_path)
+        assert [each.tolist() for each in read_scores(tmp_path)] == [each.tolist() for each in scores]
+
+    def test_plain_values(self):
+        assert json.dumps(plain({"a": float("nan"), 1: (1 / 3, [2])})) == '{"a": null, "1": [0.333333, [2]]}'
