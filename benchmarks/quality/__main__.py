@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .experiment import load_experiment
 from .made_up import write_made_up_data
-from .pool import run_all
+from .pool import be_quiet, make_pool, run_all
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -22,16 +22,18 @@ PRESETS = Path(__file__).parent / "presets"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    be_quiet()
     if options.tiny:
         options.data.insert(0, write_made_up_data(options.work / "made up"))
-    for name in options.experiments:
-        experiment = load_experiment(find_preset(name), options.tiny)
-        if options.seeds:
-            experiment.seeds = options.seeds
-        run_all(experiment, options.work, tuple(options.data), options.jobs)
-        from .report import write_results
+    experiments = [load_experiment(find_preset(name), options.tiny) for name in options.experiments]
+    with make_pool(options.work, tuple(options.data), options.jobs) as pool:
+        for experiment in experiments:
+            if options.seeds:
+                experiment.seeds = options.seeds
+            run_all(pool, experiment, options.work, tuple(options.data))
+            from .report import write_results
 
-        write_results(experiment, options.work, tuple(options.data), options.output)
+            write_results(experiment, options.work, tuple(options.data), options.output)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

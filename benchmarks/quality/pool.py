@@ -1,17 +1,44 @@
-"""All stages of an experiment, made by several processes."""
+"""All stages of experiments, made by several processes."""
 
 import logging
 import multiprocessing
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .experiment import Experiment
 
 
-def run_all(experiment: Experiment, folder: Path, data: tuple[Path, ...], processes: int) -> None:
+@contextmanager
+def make_pool(folder: Path, data: tuple[Path, ...], processes: int) -> Iterator[ProcessPoolExecutor]:
+    """
+    Processes that make stages.
+
+    Args:
+        folder (`Path`):
+            Where stages are kept.
+        data (`tuple[Path, ...]`):
+            Where data is looked for.
+        processes (`int`):
+            How many. Each has its share of the cores.
+    """
+    workers = {
+        "max_workers": processes,
+        # Threads of torch do not survive a fork
+        "mp_context": multiprocessing.get_context("spawn"),
+        "initializer": begin,
+        "initargs": (folder, data, max((os.cpu_count() or 1) // processes, 1)),
+    }
+    with ProcessPoolExecutor(**workers) as pool:
+        yield pool
+
+
+def run_all(pool: ProcessPoolExecutor, experiment: Experiment, folder: Path, data: tuple[Path, ...]) -> None:
     """Make all stages that are missing: starts, then what settings are chosen by, then the rest."""
     from .training import Runner
 
@@ -23,19 +50,11 @@ def run_all(experiment: Experiment, folder: Path, data: tuple[Path, ...], proces
     runs = [("run", arm.name, seed) for seed in experiment.seeds for arm in arms]
     runs += [("baseline", name, seed) for seed in experiment.seeds for name in experiment.baselines]
     runs += [("explain", arm.name, seed) for seed in experiment.seeds for arm in arms if experiment.explain]
-    workers = {
-        "max_workers": processes,
-        # Threads of torch do not survive a fork
-        "mp_context": multiprocessing.get_context("spawn"),
-        "initializer": begin,
-        "initargs": (experiment, folder, data, max((os.cpu_count() or 1) // processes, 1)),
-    }
-    with ProcessPoolExecutor(**workers) as pool:
-        for title, jobs in (("starts", starts), ("choosing", [job for job in trials if job[2]]), ("runs", runs)):
-            run_jobs(pool, f"{experiment.name}: {title}", list({repr(job): job for job in jobs}.values()))
+    for title, jobs in (("starts", starts), ("choosing", [job for job in trials if job[2]]), ("runs", runs)):
+        run_jobs(pool, experiment, title, list({repr(job): job for job in jobs}.values()))
 
 
-def run_jobs(pool: ProcessPoolExecutor, title: str, jobs: list[tuple]) -> None:
+def run_jobs(pool: ProcessPoolExecutor, experiment: Experiment, title: str, jobs: list[tuple]) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -47,8 +66,8 @@ def run_jobs(pool: ProcessPoolExecutor, title: str, jobs: list[tuple]) -> None:
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        shown = progress.add_task(title, total=len(jobs))
-        running = [pool.submit(work, job) for job in jobs]
+        shown = progress.add_task(f"{experiment.name}: {title}", total=len(jobs))
+        running = [pool.submit(work, experiment, job) for job in jobs]
         try:
             for done in as_completed(running):
                 done.result()
@@ -58,38 +77,48 @@ def run_jobs(pool: ProcessPoolExecutor, title: str, jobs: list[tuple]) -> None:
             raise
 
 
-_runner: Any = None
+_make_runner: Callable[[Experiment], Any]
+_runners: dict[str, Any] = {}
 
 
-def begin(experiment: Experiment, folder: Path, data: tuple[Path, ...], threads: int) -> None:
+def begin(folder: Path, data: tuple[Path, ...], threads: int) -> None:
     """What a process does first."""
-    global _runner
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    os.environ["TQDM_DISABLE"] = "1"
-    import datasets
+    global _make_runner
+    be_quiet()
     import torch
-    import transformers
 
     from .training import Runner
 
     torch.set_num_threads(threads)
+    _make_runner = partial(Runner, work=folder, folders=data)
+
+
+def be_quiet() -> None:
+    """Nothing but the bars of this module on the screen."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["TQDM_DISABLE"] = "1"
+    import datasets
+    import transformers
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    _runner = Runner(experiment, folder, data)
 
 
-def work(job: tuple) -> None:
+def work(experiment: Experiment, job: tuple) -> None:
     """Make what is missing of a job's stages."""
+    if experiment.name not in _runners:
+        _runners[experiment.name] = _make_runner(experiment)
+    runner = _runners[experiment.name]
     kind, name, value = job
-    arms = {arm.name: arm for arm in _runner.experiment.expand()}
+    arms = {arm.name: arm for arm in experiment.expand()}
     if kind == "start":
-        _runner.start(name, value)
+        runner.start(name, value)
     elif kind == "trial":
-        _runner.value_of(name, value)
+        runner.value_of(name, value)
     elif kind == "run":
-        _runner.run(arms[name], value)
+        runner.run(arms[name], value)
     elif kind == "baseline":
-        _runner.baseline(name, value)
+        runner.baseline(name, value)
     else:
-        _runner.explain(arms[name], value)
+        runner.explain(arms[name], value)

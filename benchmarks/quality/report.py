@@ -113,8 +113,8 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, l
         folders = [runner.baseline(name, seed)[test] for seed in experiment.seeds]
         found[name] = [read_scores(folder) for folder in folders]
         stages[name] = [
-            {"seed": seed, "scores": folder.name}
-            | {key: value for key, value in read_stage(folder).items() if key != "made_from"}
+            {"seed": seed, "scores": folder.parent.name}
+            | {key: value for key, value in read_stage(folder.parent).items() if key != "made_from"}
             for seed, folder in zip(experiment.seeds, folders, strict=True)
         ]
     return found

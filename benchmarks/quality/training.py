@@ -38,12 +38,17 @@ class Runner:
 
     def __init__(self, experiment: Experiment, work: Path, folders: tuple[Path, ...] = ()):
         self.experiment, self.stages, self.folders = experiment, Stages(work), folders
-        self.task = cache(self._task)
+        self.task, self.start, self.chosen = cache(self._task), cache(self._start), cache(self._chosen)
+        self._rows = cache(self._make_rows)
 
     def _task(self, seed: int) -> Task:
         return make_task(self.experiment.data, seed, self.folders)
 
-    def start(self, name: str, seed: int) -> Path:
+    def _make_rows(self, seed: int, options: tuple) -> tuple[Any, str]:
+        rows = self.task(seed).rows(**dict(options))
+        return rows, content_hash(rows, ("prompt", "chosen", "rejected"))
+
+    def _start(self, name: str, seed: int) -> Path:
         """The model that arms begin with: a folder with weights, or with an adapter, and a tokenizer."""
         options = self.experiment.starts[name]
         task = self.task(seed)
@@ -64,7 +69,7 @@ class Runner:
         method.pop("tune", None)
         return {**self.experiment.training, **self.chosen(like), **method}
 
-    def chosen(self, method: str) -> dict[str, Any]:
+    def _chosen(self, method: str) -> dict[str, Any]:
         """Of the settings of a method to choose from, those that are best by the validation rows."""
         trials = self.trials(method)
         return max(trials, key=lambda trial: self.value_of(method, trial)) if len(trials) > 1 else trials[0]
@@ -92,10 +97,10 @@ class Runner:
         start = self.start(arm.start, seed)
         if arm.method is None:
             return start
-        rows = self.task(seed).rows(**arm.rows)
+        rows, rows_hash = self._rows(seed, tuple(arm.rows.items()))
         made_from = {
             "start": start.name,
-            "rows": content_hash(rows, ("prompt", "chosen", "rejected")),
+            "rows": rows_hash,
             "settings": dict(settings),
             "seed": seed,
         }
