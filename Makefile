@@ -47,7 +47,8 @@ quality: $(VENV)/.benchmark ## all experiments of docs/results.md; hours on two 
 
 quality-smoke: $(VENV)/.benchmark ## each experiment from end to end, on made-up data with models of a few weights
 	rm -rf quality-work/smoke
-	$(VENV)/bin/python -m benchmarks.quality $(PRESETS) --tiny --jobs 2 --work quality-work/smoke --output quality-work/smoke/results
+	$(VENV)/bin/python -m benchmarks.quality $(PRESETS) --tiny --jobs 2 --work quality-work/smoke \
+		--output quality-work/smoke/results --pages quality-work/smoke/pages
 
 clean:
 	rm -rf $(VENV) $(LOWEST) site dist quality-work

@@ -18,6 +18,7 @@ from .pool import be_quiet, make_pool, run_all
 
 
 PRESETS = Path(__file__).parent / "presets"
+PAGES = Path(__file__).parents[2] / "docs" / "quality"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_all(pool, experiment, options.work, tuple(options.data))
             from .report import write_results
 
-            write_results(experiment, options.work, tuple(options.data), options.output)
+            write_results(experiment, options.work, tuple(options.data), options.output, options.pages)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="Folders with data sets and models.")
     parser.add_argument("--work", type=Path, default=Path("quality-work"), help="Where finished stages are kept.")
     parser.add_argument("--output", type=Path, default=PRESETS.parent / "results", help="Where results are written.")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="Where plots and explained cases are written.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes, each with its share of the cores.")
     parser.add_argument("--seeds", type=int, nargs="*", help="Instead of those of the experiment.")
     parser.add_argument("--tiny", action="store_true", help="A trial on made-up data, with the section `tiny`.")

@@ -215,12 +215,17 @@ def rank_everything(rows: RankingRows, log: InteractionLog) -> RankingRows:
         )
         for user, right in zip(rows.columns["user_id"], chosen, strict=True)
     ]
+    labels = np.array([np.searchsorted(places, right) for places, right in zip(kept, chosen, strict=True)])
+    candidate_ids = [[ids[place] for place in places] for places in kept]
+    # Of items with the same title it is not always the first that was chosen
+    for found, label, item in zip(candidate_ids, labels, rows.columns["chosen_id"], strict=True):
+        found[label] = item
     return dataclasses.replace(
         rows,
         name="full",
         candidates=[[answers[place] for place in places] for places in kept],
-        labels=np.array([np.searchsorted(places, right) for places, right in zip(kept, chosen, strict=True)]),
-        columns=rows.columns | {"candidate_ids": [[ids[place] for place in places] for places in kept]},
+        labels=labels,
+        columns=rows.columns | {"candidate_ids": candidate_ids},
         catalogue=FullCatalogue(answers, kept),
     )
 
@@ -323,33 +328,35 @@ def make_listed_task(
     seed: int,
     folders: Sequence[Path] = (),
     form: str = "listed",
-    train_rows: int = 1000,
+    train_rows: int | None = None,
     validation_rows: int = 300,
-    test_rows: int | None = None,
+    test_rows: int = 300,
 ) -> Task:
     """
-    Which of the candidates of a row was taken, from a file of the LLaRA form, split at random.
+    Which of the candidates of a row was taken, from a file of the LLaRA form, split at random, for all seeds alike.
 
     Args:
         file (`str`):
             The file.
         seed (`int`):
-            Draws what is for training, for validation and for the test.
+            Draws the rows of training, of all that are neither of validation nor of the test.
         folders (`Sequence[Path]`, *optional*):
             Where to look for it.
         form (`str`, *optional*, defaults to `"listed"`):
             `"listed"`, the prompt of S-DPO, which lists the candidates, or `"lines"`: the history, one title a line.
-        train_rows, validation_rows, test_rows (`int`, *optional*):
-            How many rows.
+        train_rows (`int`, *optional*):
+            How many rows to train on. By default all that are left.
+        validation_rows, test_rows (`int`, *optional*, defaults to `300`):
+            How many rows to choose settings by, and to test on.
     """
     read = load_rows(find(file, folders), "llara", domain="artist")
     records = json.loads(find(file, folders).read_text(encoding="utf-8"))
     if form == "lines":
         read = as_lines(records)
-    order = np.random.default_rng(seed).permutation(len(read)).tolist()
-    last = None if test_rows is None else train_rows + validation_rows + test_rows
-    train, validation = order[:train_rows], order[train_rows : train_rows + validation_rows]
-    test = order[train_rows + validation_rows : last]
+    order = np.random.default_rng(0).permutation(len(read)).tolist()
+    validation, test = order[:validation_rows], order[validation_rows : validation_rows + test_rows]
+    rest = order[validation_rows + test_rows :]
+    train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]
 
     def rows(rows: int | None = None, k: int = 19) -> Dataset:
         chosen = read.select(train[:rows])

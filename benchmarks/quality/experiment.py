@@ -22,12 +22,15 @@ class Arm(NamedTuple):
             A key of `starts`.
         rows (`dict`):
             Options of the rows of its preference stage.
+        tests (`str`, *optional*, defaults to `""`):
+            Score only the test sets whose names contain it.
     """
 
     name: str
     method: str | None
     start: str
     rows: dict[str, Any]
+    tests: str = ""
 
 
 @dataclass
@@ -43,7 +46,8 @@ class Experiment:
         starts (`dict[str, dict]`):
             From names to models to begin with: options of [`~benchmarks.quality.training.make_start`].
         arms (`list[dict]`):
-            `method`, `start` and `rows`; where one of them, or an option of `rows`, is a list, there is an arm for each.
+            `method`, `start`, `rows` and `tests`; where one of the first two, or an option of `rows`, is a list, there is an
+            arm for each.
         methods (`dict[str, dict]`, *optional*):
             From names to options of [`~trl_dmpo.DMPOConfig`]. Under `tune`, lists to choose from, by the validation rows; under
             `like`, another method whose choice is taken over.
@@ -52,7 +56,8 @@ class Experiment:
         tune (`dict`, *optional*):
             How to choose: `metric`, `test` (which of the validation sets), `rows` (options of the rows), `seed` and `start`.
         evaluate (`dict`, *optional*):
-            `metrics` to show, `baseline` (the arm, or the arm of the same rows, that others are compared with), `batch`.
+            `metrics` to show; `baseline`, the method whose arm of the likest rows others are compared with; `generate`, the
+            most tokens of answers that models are to give by themselves, too; `plot`, an option of the rows to plot against.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Seeds of the training rows, of their negatives and of the training.
         baselines (`list[str]`, *optional*):
@@ -80,15 +85,17 @@ class Experiment:
         """All arms, those of lists one by one."""
         found: dict[str, Arm] = {}
         for entry in self.arms:
-            unknown = entry.keys() - {"method", "start", "rows"}
+            unknown = entry.keys() - {"method", "start", "rows", "tests"}
             if unknown:
-                raise ValueError(f"`arms` of {self.name} have no option {sorted(unknown)[0]!r}: method, start, rows.")
+                raise ValueError(
+                    f"`arms` of {self.name} have no option {sorted(unknown)[0]!r}: method, start, rows, tests."
+                )
             options = {f"rows.{name}": value for name, value in entry.get("rows", {}).items()}
             options = {"method": entry.get("method"), "start": entry.get("start", next(iter(self.starts)))} | options
             for values in itertools.product(
                 *(each if isinstance(each, list) else [each] for each in options.values())
             ):
-                arm = self._arm(dict(zip(options, values, strict=True)))
+                arm = self._arm(dict(zip(options, values, strict=True)))._replace(tests=entry.get("tests", ""))
                 found[arm.name] = arm
         return list(found.values())
 

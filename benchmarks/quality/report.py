@@ -1,6 +1,8 @@
 """What the scores of an experiment say: `results.json`, tables and plots, made anew from the finished stages."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +12,14 @@ import numpy as np
 import polars as pl
 
 from trl_dmpo.ranking.auc import coin_flip_auc, pooled_auc
+from trl_dmpo.ranking.generated import generated_metrics
 from trl_dmpo.ranking.intervals import bootstrap_means, holm, paired_tests
 from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 from trl_dmpo.ranking.rows import RankingRows
 
 from .experiment import Arm, Experiment
-from .faithfulness import faithfulness_table, summarise_faithfulness
+from .faithfulness import faithfulness_table, plot_faithfulness, summarise_faithfulness
+from .plots import plot_against, plot_arms
 from .stages import read_stage
 from .training import Runner, read_scores
 
@@ -24,7 +28,9 @@ CUTOFFS = (1, 5, 10, 20)
 Scores = list[np.ndarray]
 
 
-def write_results(experiment: Experiment, work: Path, folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
+def write_results(
+    experiment: Experiment, work: Path, folders: tuple[Path, ...], output: Path, pages: Path
+) -> dict[str, Any]:
     """
     Write the results of an experiment of which all stages are there.
 
@@ -37,6 +43,8 @@ def write_results(experiment: Experiment, work: Path, folders: tuple[Path, ...],
             Where data is looked for.
         output (`Path`):
             Where `<name>.json` and `<name>.md` are written.
+        pages (`Path`):
+            Where plots, and pages of explained cases, are written.
 
     Returns:
         `dict`: what the file has.
@@ -55,7 +63,34 @@ def write_results(experiment: Experiment, work: Path, folders: tuple[Path, ...],
     text = json.dumps(plain(results), indent=1, ensure_ascii=False)
     (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
     (output / f"{experiment.name}.md").write_text(tables(results, experiment), encoding="utf-8")
+    draw(results, experiment, pages)
+    if experiment.explain:
+        copy_cases(runner, pages)
     return results
+
+
+def draw(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> None:
+    """A plot of each test set, of how the figures depend on an option, and of each arm that was explained."""
+    metric, option = experiment.evaluate["metrics"][0], experiment.evaluate.get("plot")
+    for name, test in results["tests"].items():
+        file, title = pages / f"{experiment.name}_{slug(name)}.png", f"{experiment.title}: {name}"
+        plot_arms(test["arms"], metric, title, file)
+        if option:
+            plot_against(test, experiment, option, metric, title, file.with_stem(f"{file.stem}_{option}"))
+    for name, found in results.get("faithfulness", {}).items():
+        plot_faithfulness(found, pages / f"{experiment.name}_faithfulness_{slug(name)}.png")
+
+
+def copy_cases(runner: Runner, pages: Path) -> None:
+    """The explained cases of each arm, of the first seed."""
+    for arm in runner.experiment.expand():
+        folder = runner.explain(arm, runner.experiment.seeds[0])
+        shutil.copy(folder / "cases.html", pages / f"{runner.experiment.name}_cases_{slug(arm.name)}.html")
+
+
+def slug(name: str) -> str:
+    """For the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def choice_of(runner: Runner, method: str) -> dict[str, Any]:
@@ -83,10 +118,13 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     """The figures of all arms on one test set, and how they differ from the arm that they are compared with."""
     experiment = runner.experiment
     rows = runner.task(experiment.seeds[0]).test[test]
+    hashes = {runner.task(seed).test[test].content_hash for seed in experiment.seeds}
+    assert len(hashes) == 1, f"The rows of {test} are not the same for all seeds: figures cannot be averaged by row."
     figures, stages = {}, {}
-    for name, scores in scores_of(runner, test, stages).items():
-        figures[name] = Figures(rows, scores)
-    baselines = {arm.name: baseline_of(experiment, arm) for arm in experiment.expand()}
+    for name, (scores, answers) in scores_of(runner, test, stages).items():
+        figures[name] = Figures(rows, scores, answers)
+    arms = {arm.name: arm for arm in experiment.expand()}
+    baselines = {name: baseline_of(experiment, arms.get(name, Arm(name, None, "", {}))) for name in figures}
     results = {name: each.summary() | {"stages": stages[name]} for name, each in figures.items()}
     for name, against in baselines.items():
         if against is not None and against != name:
@@ -96,22 +134,25 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     return {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash, "arms": results}
 
 
-def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, list[Scores]]:
-    """From each arm and baseline to the scores of each seed. `stages` gets where they are from, and how long it took."""
+def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, tuple[list[Scores], list[Any]]]:
+    """From arms and baselines to scores and answers of each seed. `stages` gets where they are from, and the seconds."""
     experiment, found = runner.experiment, {}
     for arm in experiment.expand():
+        if arm.tests not in test:
+            continue
         settings = runner.settings(arm) if arm.method else {}
         models = [runner.train(arm, seed, settings) for seed in experiment.seeds]
         folders = [runner.run(arm, seed)[test] for seed in experiment.seeds]
-        found[arm.name] = [read_scores(folder) for folder in folders]
+        scored = [read_stage(folder) for folder in folders]
+        found[arm.name] = [read_scores(folder) for folder in folders], [each["answers"] for each in scored]
         stages[arm.name] = [
             {"seed": seed, "model": model.name, "training_seconds": read_stage(model)["seconds"]}
-            | {"scores": folder.name, "scoring_seconds": read_stage(folder)["seconds"]}
-            for seed, model, folder in zip(experiment.seeds, models, folders, strict=True)
+            | {"scores": folder.name, "scoring_seconds": each["seconds"]}
+            for seed, model, folder, each in zip(experiment.seeds, models, folders, scored, strict=True)
         ]
     for name in experiment.baselines:
         folders = [runner.baseline(name, seed)[test] for seed in experiment.seeds]
-        found[name] = [read_scores(folder) for folder in folders]
+        found[name] = [read_scores(folder) for folder in folders], [None] * len(folders)
         stages[name] = [
             {"seed": seed, "scores": folder.parent.name}
             | {key: value for key, value in read_stage(folder.parent).items() if key != "made_from"}
@@ -139,18 +180,24 @@ class Figures:
             N rows.
         scores (`list[list[np.ndarray]]`):
             The scores of each seed.
+        answers (`Sequence`, *optional*):
+            What the model answered by itself, of each seed, or `None`.
     """
 
-    def __init__(self, rows: RankingRows, scores: list[Scores]):
+    def __init__(self, rows: RankingRows, scores: list[Scores], answers: Sequence[list[str] | None] = ()):
         self.users = rows.users
         padded = [pad_candidates(each, rows.labels) for each in scores]
         self.of_seeds = [ranking_metrics(*each, CUTOFFS) for each in padded]
+        chosen = [each[label] for each, label in zip(rows.candidates, rows.labels, strict=True)]
+        for metrics, given in zip(self.of_seeds, answers, strict=False):
+            if given is not None:
+                metrics |= generated_metrics(given, chosen, rows.candidates)
         self.pooled = [pooled_auc(*each) for each in padded]
         self.coins = [float(coin_flip_auc(*each).mean()) if len(rows) > 1 else float("nan") for each in padded]
-        self.per_row = {name: np.mean([each[name] for each in self.of_seeds], axis=0) for name in self.of_seeds[0]}
+        self.per_row = {name: mean_of([each[name] for each in self.of_seeds]) for name in self.of_seeds[0]}
 
     def summary(self) -> dict[str, Any]:
-        seeds = [{name: float(np.nanmean(values)) for name, values in each.items()} for each in self.of_seeds]
+        seeds = [{name: float(mean_of(values)) for name, values in each.items()} for each in self.of_seeds]
         extra = [
             {"pooled_auc": pooled, "coin_flip_auc": coin} for pooled, coin in zip(self.pooled, self.coins, strict=True)
         ]
@@ -164,6 +211,12 @@ class Figures:
     def compare(self, other: "Figures") -> dict[str, dict[str, float]]:
         found = paired_tests(self.per_row, other.per_row, self.users)
         return {name: each.difference._asdict() | {"p": each.p_value} for name, each in found.items()}
+
+
+def mean_of(values: Sequence[Any]) -> np.ndarray:
+    """Over the first dimension, of what has a value; NaN where nothing has."""
+    counts = np.sum(~np.isnan(values), axis=0)
+    return np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def adjust(results: Mapping[str, dict[str, Any]]) -> None:

@@ -111,13 +111,16 @@ class Runner:
     def score(self, model: Path, rows: RankingRows) -> Path:
         """The scores that a model gives to the candidates of some rows."""
         made_from = {"model": model.name, "rows": rows.content_hash, "name": rows.name}
-        return self.stages.get("scores", made_from, lambda folder: write_scores(model, rows, folder))
+        generate = self.experiment.evaluate.get("generate")
+        if generate:
+            made_from["generate"] = generate
+        return self.stages.get("scores", made_from, lambda folder: write_scores(model, rows, folder, generate))
 
     def run(self, arm: Arm, seed: int) -> dict[str, Path]:
         """The scores of an arm for each test set."""
         settings = self.settings(arm) if arm.method else {}
         model = self.train(arm, seed, settings)
-        return {name: self.score(model, rows) for name, rows in self.task(seed).test.items()}
+        return {name: self.score(model, rows) for name, rows in self.task(seed).test.items() if arm.tests in name}
 
     def baseline(self, name: str, seed: int) -> dict[str, Path]:
         """The scores of a classical recommender for each test set, with settings chosen by the validation rows."""
@@ -161,7 +164,7 @@ class Runner:
             recommender = self.recommender(model, seed)
             given = {name: options[name] for name in ("counts", "methods", "draws") if name in options}
             measure_faithfulness(recommender, users, **given, seed=seed).write_parquet(folder / "faithfulness.parquet")
-            write_cases(recommender, users, folder)
+            write_cases(recommender, users, folder, counts=options["counts"], budget=options.get("budget", 100))
             return {"users": len(users)}
 
         return self.stages.get("explain", made_from, make)
@@ -273,16 +276,18 @@ def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: 
     return {"rows": len(rows), "steps": trainer.state.global_step}
 
 
-def write_scores(model: Path, rows: RankingRows, folder: Path) -> dict[str, Any]:
-    """Score the candidates of rows and write the scores."""
+def write_scores(path: Path, rows: RankingRows, folder: Path, generate: int | None = None) -> dict[str, Any]:
+    """Score the candidates of rows and write the scores, and the answers that the model gives by itself, if asked for."""
     from transformers import AutoTokenizer
 
     from trl_dmpo import Scorer
     from trl_dmpo.ranking.evaluate import score_rows
+    from trl_dmpo.ranking.generation import generate_answers
 
-    scores = score_rows(Scorer(load_model(model), AutoTokenizer.from_pretrained(model)), rows)
-    save_scores(scores, folder)
-    return {"rows": len(rows)}
+    model, tokenizer = load_model(path), AutoTokenizer.from_pretrained(path)
+    save_scores(score_rows(Scorer(model, tokenizer), rows), folder)
+    answers = generate_answers(model, tokenizer, rows.prompts, generate) if generate else None
+    return {"rows": len(rows), "answers": answers}
 
 
 def save_scores(scores: list[np.ndarray], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The harness of `benchmarks/quality`."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,12 @@ class TestExperiment:
             "dmpo, k=1, rows=10",
             "dmpo, k=5, rows=10",
         ]
+
+    def test_arms_of_some_tests(self, tmp_path):
+        file = write(
+            tmp_path, arms=[{}, {"method": ["sft", "dmpo"], "tests": "titles"}], methods={"sft": {}, "dmpo": {}}
+        )
+        assert [arm.tests for arm in load_experiment(file).expand()] == ["", "titles", "titles"]
 
     def test_tiny_replaces_field_by_field(self, tmp_path):
         file = write(tmp_path, data={"kind": "a", "rows": 1000}, tiny={"data": {"rows": 5}})
@@ -141,7 +148,7 @@ class TestData:
             find("nothing.json", [tmp_path])
 
     def test_unknown_kind(self):
-        with pytest.raises(ValueError, match="`data.kind` is 'log'"):
+        with pytest.raises(ValueError, match=r"`data\.kind` is 'log'"):
             make_task({"kind": "log"}, 0)
 
     def test_a_larger_k_only_adds(self, sequence):
@@ -180,6 +187,18 @@ class TestData:
             assert not set(full.columns["history_ids"][row]) & set(full.columns["candidate_ids"][row])
             assert full.columns["candidate_ids"][row][full.labels[row]] == full.columns["chosen_id"][row]
 
+    def test_of_items_with_one_title_the_chosen_one_is_ranked(self, folder, tmp_path):
+        (tmp_path / "ml-100k").mkdir()
+        for file in (folder / "ml-100k").iterdir():
+            (tmp_path / "ml-100k" / file.name).write_text(
+                re.sub(r"\t(Red|Blue) film \d\t", r"\t\1 film\t", file.read_text())
+            )
+        full = make_task({"kind": "sequence", "source": "ml-100k", "full_catalogue": True}, 0, [tmp_path]).test["full"]
+        found = [ids[label] for ids, label in zip(full.columns["candidate_ids"], full.labels, strict=True)]
+        assert found == full.columns["chosen_id"]
+        named = [row[label] for row, label in zip(full.candidates, full.labels, strict=True)]
+        assert len({item for item, title in zip(found, named, strict=True) if title.startswith("Red film (")}) > 1
+
     def test_shorter_histories(self):
         instruction = "Seen: Here it is:  <Title:A>  <Title:B (1)>  <Title:C> . Rank the likelihood of  <Title:D>  and  <Title:E> ."
         expected = "Seen: Here it is:  <Title:B (1)>  <Title:C> . Rank the likelihood of  <Title:D>  and  <Title:E> ."
@@ -198,11 +217,25 @@ class TestData:
     def test_validation_is_no_test(self, folder):
         for options in (
             {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "validation_rows": 10},
-            {"kind": "listed", "file": "llara/lastfm_val.json", "train_rows": 20, "validation_rows": 10},
+            {"kind": "listed", "file": "llara/lastfm_val.json", "validation_rows": 10, "test_rows": 20},
         ):
             task = make_task(options, 0, [folder])
             validated = {prompt for rows in task.validation.values() for prompt in rows.prompts}
             assert not validated & {prompt for rows in task.test.values() for prompt in rows.prompts}
+
+    def test_seeds_share_the_test(self, folder):
+        options = {
+            "kind": "listed",
+            "file": "llara/lastfm_val.json",
+            "train_rows": 20,
+            "validation_rows": 10,
+            "test_rows": 20,
+        }
+        first, second = (make_task(options, seed, [folder]) for seed in (0, 1))
+        assert first.test["listed"].content_hash == second.test["listed"].content_hash
+        assert len(first.rows()) == len(second.rows()) == 20
+        assert set(first.rows()["prompt"]) != set(second.rows()["prompt"])
+        assert not set(first.rows()["prompt"]) & set(first.test["listed"].prompts)
 
     def test_too_few_rows(self, sequence):
         with pytest.raises(ValueError, match="1,000 rows are asked for, but there are 120"):
@@ -230,6 +263,14 @@ class TestFigures:
         difference = Figures(rows, [best, best]).compare(figures)["hit_rate@1"]
         assert difference["value"] == 0.5
         assert difference["p"] < 0.01
+
+    def test_answers_of_a_model(self, sequence):
+        rows = sequence.test["sampled"]
+        scores = [np.zeros(len(row)) for row in rows.candidates]
+        right = [row[label] for row, label in zip(rows.candidates, rows.labels, strict=True)]
+        metrics = Figures(rows, [scores] * 2, [right, ["nothing"] * len(rows)]).summary()["metrics"]
+        assert metrics["generated_hit_rate"]["value"] == metrics["generated_valid_ratio"]["value"] == 0.5
+        assert metrics["generated_hit_rate_of_valid"]["value"] == 1.0
 
     def test_adjusted_for_all_comparisons(self):
         results = {"a": {}, "b": {"difference": {"m": {"p": 0.01}}}, "c": {"difference": {"m": {"p": 0.03}}}}
