@@ -42,9 +42,9 @@ def write_results(
         folders (`tuple[Path, ...]`):
             Where data is looked for.
         output (`Path`):
-            Where `<name>.json` and `<name>.md` are written.
+            Where `<name>.json` is written.
         pages (`Path`):
-            Where plots, and pages of explained cases, are written.
+            Where `<name>.md`, plots, and pages of explained cases are written.
 
     Returns:
         `dict`: what the file has.
@@ -59,33 +59,70 @@ def write_results(
     }
     if experiment.explain:
         results["faithfulness"] = {arm.name: faithfulness_of(runner, arm) for arm in experiment.expand()}
-    output.mkdir(parents=True, exist_ok=True)
+    for folder in (output, pages):
+        folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(results), indent=1, ensure_ascii=False)
     (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
-    (output / f"{experiment.name}.md").write_text(tables(results, experiment), encoding="utf-8")
-    draw(results, experiment, pages)
+    (pages / f"{experiment.name}.md").write_text("\n".join(page(results, experiment, pages)), encoding="utf-8")
     if experiment.explain:
         copy_cases(runner, pages)
     return results
 
 
-def draw(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> None:
-    """A plot of each test set, of how the figures depend on an option, and of each arm that was explained."""
-    metric, option = experiment.evaluate["metrics"][0], experiment.evaluate.get("plot")
+def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> list[str]:
+    """All figures in Markdown, with plots, which are drawn."""
+    metrics, option = experiment.evaluate["metrics"], experiment.evaluate.get("plot")
+    lines = [f"# {experiment.title}", "", f"Written by `python -m benchmarks.quality {experiment.name}`.", ""]
     for name, test in results["tests"].items():
-        file, title = pages / f"{experiment.name}_{slug(name)}.png", f"{experiment.title}: {name}"
-        plot_arms(test["arms"], metric, title, file)
+        file = pages / f"{experiment.name}_{slug(name)}.png"
+        plot_arms(test["arms"], metrics[0], f"{name}: {test['rows']:,} rows of {test['users']:,} users", file)
+        lines += [f"## Test: {name}", "", f"{test['rows']:,} rows of {test['users']:,} users.", ""]
         if option:
-            plot_against(test, experiment, option, metric, title, file.with_stem(f"{file.stem}_{option}"))
+            against = file.with_stem(f"{file.stem}_{option}")
+            plot_against(test, experiment, option, metrics[0], experiment.title, against)
+            lines += [f"![{metrics[0]} against {option}]({against.name})", ""]
+        lines += [*table(test["arms"], metrics), "", f"![{metrics[0]} of each arm]({file.name})", ""]
     for name, found in results.get("faithfulness", {}).items():
-        plot_faithfulness(found, pages / f"{experiment.name}_faithfulness_{slug(name)}.png")
+        file = pages / f"{experiment.name}_{slug(name)}_faithfulness.png"
+        plot_faithfulness(found, file)
+        lines += [f"## Explanations: {name}", "", f"![Without the named items]({file.name})", ""]
+        lines += [faithfulness_table(found), ""]
+    return lines + settings_table(results["chosen"], experiment) + starts_table(results["starts"])
+
+
+def settings_table(chosen: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """What there was to choose from, with the figure of the validation rows."""
+    lines = []
+    for method, found in chosen.items():
+        if found["tried"]:
+            metric = experiment.tune["metric"]
+            best = max(each[metric] for each in found["tried"])
+            told = [
+                f"{', '.join(f'{name} {value:g}' for name, value in each.items() if name != metric)}: "
+                + (f"**{each[metric]:.4f}**" if each[metric] == best else f"{each[metric]:.4f}")
+                for each in found["tried"]
+            ]
+            lines.append(f"| {method} | {'; '.join(told)} |")
+    if not lines:
+        return []
+    return ["## Settings", "", f"| | {metric} of the validation rows |", "|---|---|", *lines, ""]
+
+
+def starts_table(starts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the starts were trained."""
+    lines = ["## Starts", "", "| | seed | parameters | lowest loss, at epoch | seconds |", "|---|--:|--:|--:|--:|"]
+    for each in starts:
+        best = "{1:.3f}, {0:g}".format(*each["best"]) if "best" in each else ""
+        cells = [each["start"], each["seed"], f"{each['parameters']:,}", best, f"{each['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return [*lines, ""]
 
 
 def copy_cases(runner: Runner, pages: Path) -> None:
     """The explained cases of each arm, of the first seed."""
     for arm in runner.experiment.expand():
         folder = runner.explain(arm, runner.experiment.seeds[0])
-        shutil.copy(folder / "cases.html", pages / f"{runner.experiment.name}_cases_{slug(arm.name)}.html")
+        shutil.copy(folder / "cases.html", pages / f"{runner.experiment.name}_{slug(arm.name)}_cases.html")
 
 
 def slug(name: str) -> str:
@@ -123,8 +160,11 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     figures, stages = {}, {}
     for name, (scores, answers) in scores_of(runner, test, stages).items():
         figures[name] = Figures(rows, scores, answers)
-    arms = {arm.name: arm for arm in experiment.expand()}
-    baselines = {name: baseline_of(experiment, arms.get(name, Arm(name, None, "", {}))) for name in figures}
+    arms = {arm.name: arm for arm in experiment.expand() if arm.name in figures}
+    baseline = experiment.evaluate.get("baseline")
+    baselines = {
+        name: baseline_of(list(arms.values()), arms.get(name, Arm(name, None, "", {})), baseline) for name in figures
+    }
     results = {name: each.summary() | {"stages": stages[name]} for name, each in figures.items()}
     for name, against in baselines.items():
         if against is not None and against != name:
@@ -161,10 +201,9 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, t
     return found
 
 
-def baseline_of(experiment: Experiment, arm: Arm) -> str | None:
-    """The arm that another is compared with: of `evaluate.baseline`, the one whose start and rows agree the most."""
-    baseline = experiment.evaluate.get("baseline")
-    others = [each for each in experiment.expand() if each.method == baseline]
+def baseline_of(arms: Sequence[Arm], arm: Arm, baseline: str | None) -> str | None:
+    """The arm that another is compared with: of the method `baseline`, the one whose start and rows agree the most."""
+    others = [each for each in arms if each.method == baseline]
     if baseline is None or not others or arm.method == baseline:
         return None
     same_start = [each for each in others if each.start == arm.start]
@@ -228,30 +267,22 @@ def adjust(results: Mapping[str, dict[str, Any]]) -> None:
             each[metric]["p_holm"] = p
 
 
-def tables(results: Mapping[str, Any], experiment: Experiment) -> str:
-    """All test sets in Markdown."""
-    lines = [f"# {experiment.title}", ""]
-    for name, test in results["tests"].items():
-        lines += [f"## {name}: {test['rows']:,} rows of {test['users']:,} users", ""]
-        lines += table(test["arms"], experiment.evaluate["metrics"])
-        lines += [""]
-    for name, found in results.get("faithfulness", {}).items():
-        lines += [f"## Explanations: {name}", "", faithfulness_table(found), ""]
-    return "\n".join(lines)
-
-
 def table(arms: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
-    """A line for each arm: the metrics, and the difference in the first of them from what it is compared with."""
+    """A line for each arm: the metrics, the difference in the first from the arm that it is compared with, and seconds."""
     lines = [
-        f"| | {' | '.join(metrics)} | {metrics[0]} less that of the baseline | p | p, adjusted |",
-        "|---|" + "--:|" * (len(metrics) + 3),
+        f"| | {' | '.join(metrics)} | {metrics[0]} less that of | | p | p, adjusted | training, s |",
+        "|---|" + "--:|" * len(metrics) + "---|--:|--:|--:|--:|",
     ]
     for name, arm in arms.items():
         cells = [told(arm["metrics"][metric]) for metric in metrics]
         if "difference" in arm:
             change = arm["difference"][metrics[0]]
-            cells += [told(change, "+.3f"), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
-        lines.append(f"| {name} | {' | '.join(cells + [''] * (len(metrics) + 3 - len(cells)))} |")
+            cells += [arm["against"], told(change, "+.3f"), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
+        else:
+            cells += [""] * 4
+        seconds = [each["training_seconds"] for each in arm["stages"] if "training_seconds" in each]
+        cells.append(f"{np.mean(seconds):.0f}" if seconds else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -87,8 +87,8 @@ class TestExperiment:
         experiment = load_experiment(preset, tiny)
         assert experiment.data["kind"] in TASKS
         assert all(arm.method is None or arm.method in experiment.methods for arm in experiment.expand())
-        compared = [baseline_of(experiment, arm) for arm in experiment.expand()]
-        assert not experiment.evaluate.get("baseline") or any(compared)
+        arms, baseline = experiment.expand(), experiment.evaluate.get("baseline")
+        assert not baseline or any(baseline_of(arms, arm, baseline) for arm in arms)
 
 
 class TestStages:
@@ -280,10 +280,8 @@ class TestFigures:
             {"method": "sft", "rows": {"k": 1, "rows": [10, 20]}},
             {"method": "dmpo", "rows": {"k": 3, "rows": 20}},
         ]
-        experiment = load_experiment(
-            write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}, evaluate={"baseline": "sft"})
-        )
-        compared = {arm.name: baseline_of(experiment, arm) for arm in experiment.expand()}
+        experiment = load_experiment(write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}))
+        compared = {arm.name: baseline_of(experiment.expand(), arm, "sft") for arm in experiment.expand()}
         assert compared["dmpo, k=3, rows=20"] == "sft, k=1, rows=20"
         assert compared["sft, k=1, rows=10"] is None
 
