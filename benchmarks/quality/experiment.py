@@ -57,13 +57,15 @@ class Experiment:
             How to choose: `metric`, `test` (which of the validation sets), `rows` (options of the rows), `seed` and `start`.
         evaluate (`dict`, *optional*):
             `metrics` to show; `baseline`, the method whose arm of the likest rows others are compared with; `generate`, the
-            most tokens of answers that models are to give by themselves, too; `plot`, an option of the rows to plot against.
+            most tokens of answers that models are to give by themselves, too; `plot`, an option of the rows to plot against; `rescore`,
+            whether to rank by log-ratios and by log-probabilities of a token, too.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Seeds of the training rows, of their negatives and of the training.
         baselines (`list[str]`, *optional*):
             Of [`~benchmarks.quality.baselines`], for a log.
         explain (`dict`, *optional*):
-            Options of [`~benchmarks.quality.faithfulness.measure_faithfulness`], for a log.
+            Options of [`~benchmarks.quality.faithfulness.measure_faithfulness`], for a log; `test`, the set of which `users`
+            with a history of `min_history` are taken; and `start`, to explain only arms that begin with it.
         name (`str`, *optional*):
             That of the file.
     """
@@ -98,6 +100,11 @@ class Experiment:
                 arm = self._arm(dict(zip(options, values, strict=True)))._replace(tests=entry.get("tests", ""))
                 found[arm.name] = arm
         return list(found.values())
+
+    def explained(self) -> list[Arm]:
+        """The arms whose recommendations are explained."""
+        start = self.explain.get("start")
+        return [arm for arm in self.expand() if self.explain and start in (None, arm.start)]
 
     def _arm(self, options: dict[str, Any]) -> Arm:
         method, start = options.pop("method"), options.pop("start")

@@ -49,7 +49,7 @@ def run_all(pool: ProcessPoolExecutor, experiment: Experiment, folder: Path, dat
     trials = [("trial", method, trial) for method in tuned for trial in runner.trials(method)]
     runs = [("run", arm.name, seed) for seed in experiment.seeds for arm in arms]
     runs += [("baseline", name, seed) for seed in experiment.seeds for name in experiment.baselines]
-    runs += [("explain", arm.name, seed) for seed in experiment.seeds for arm in arms if experiment.explain]
+    runs += [("explain", arm.name, seed) for seed in experiment.seeds for arm in experiment.explained()]
     for title, jobs in (("starts", starts), ("choosing", [job for job in trials if job[2]]), ("runs", runs)):
         run_jobs(pool, experiment, title, list({repr(job): job for job in jobs}.values()))
 

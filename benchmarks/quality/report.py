@@ -58,14 +58,13 @@ def write_results(
         "tests": {name: of_test(runner, name) for name in runner.task(experiment.seeds[0]).test},
     }
     if experiment.explain:
-        results["faithfulness"] = {arm.name: faithfulness_of(runner, arm) for arm in experiment.expand()}
+        results["faithfulness"] = {arm.name: faithfulness_of(runner, arm) for arm in experiment.explained()}
     for folder in (output, pages):
         folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(results), indent=1, ensure_ascii=False)
     (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
     (pages / f"{experiment.name}.md").write_text("\n".join(page(results, experiment, pages)), encoding="utf-8")
-    if experiment.explain:
-        copy_cases(runner, pages)
+    copy_cases(runner, pages)
     return results
 
 
@@ -82,12 +81,27 @@ def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> lis
             plot_against(test, experiment, option, metrics[0], experiment.title, against)
             lines += [f"![{metrics[0]} against {option}]({against.name})", ""]
         lines += [*table(test["arms"], metrics), "", f"![{metrics[0]} of each arm]({file.name})", ""]
+        lines += rescored_table(test["arms"], metrics[0])
     for name, found in results.get("faithfulness", {}).items():
         file = pages / f"{experiment.name}_{slug(name)}_faithfulness.png"
         plot_faithfulness(found, file)
         lines += [f"## Explanations: {name}", "", f"![Without the named items]({file.name})", ""]
         lines += [faithfulness_table(found), ""]
     return lines + settings_table(results["chosen"], experiment) + starts_table(results["starts"])
+
+
+def rescored_table(arms: Mapping[str, Any], metric: str) -> list[str]:
+    """What the metric is if candidates are ranked otherwise."""
+    ways = {way for arm in arms.values() for way in arm.get("rescored", ())}
+    if not ways:
+        return []
+    columns = ["log-probability", *sorted(ways)]
+    lines = [f"Ranked otherwise, {metric}:", "", f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    for name, arm in arms.items():
+        found = {"log-probability": arm["metrics"][metric], **arm.get("rescored", {})}
+        if len(found) > 1:
+            lines.append(f"| {name} | {' | '.join(told(found[each]) if each in found else '' for each in columns)} |")
+    return [*lines, ""]
 
 
 def settings_table(chosen: Mapping[str, Any], experiment: Experiment) -> list[str]:
@@ -120,7 +134,7 @@ def starts_table(starts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def copy_cases(runner: Runner, pages: Path) -> None:
     """The explained cases of each arm, of the first seed."""
-    for arm in runner.experiment.expand():
+    for arm in runner.experiment.explained():
         folder = runner.explain(arm, runner.experiment.seeds[0])
         shutil.copy(folder / "cases.html", pages / f"{runner.experiment.name}_{slug(arm.name)}_cases.html")
 
@@ -158,7 +172,8 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     hashes = {runner.task(seed).test[test].content_hash for seed in experiment.seeds}
     assert len(hashes) == 1, f"The rows of {test} are not the same for all seeds: figures cannot be averaged by row."
     figures, stages = {}, {}
-    for name, (scores, answers) in scores_of(runner, test, stages).items():
+    scored = scores_of(runner, test, stages)
+    for name, (scores, answers) in scored.items():
         figures[name] = Figures(rows, scores, answers)
     arms = {arm.name: arm for arm in experiment.expand() if arm.name in figures}
     baseline = experiment.evaluate.get("baseline")
@@ -171,6 +186,9 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
             results[name]["against"] = against
             results[name]["difference"] = figures[name].compare(figures[against])
     adjust(results)
+    if experiment.evaluate.get("rescore"):
+        for name, found in rescored(runner, rows, arms, {name: each for name, (each, _) in scored.items()}).items():
+            results[name]["rescored"] = found
     return {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash, "arms": results}
 
 
@@ -199,6 +217,37 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, t
             for seed, folder in zip(experiment.seeds, folders, strict=True)
         ]
     return found
+
+
+def rescored(
+    runner: Runner, rows: RankingRows, arms: Mapping[str, Arm], scores: Mapping[str, list[Scores]]
+) -> dict[str, dict[str, Any]]:
+    """Of each trained arm, the figures by the log-ratio to its start, and by the log-probability of a token."""
+    experiment, found = runner.experiment, {}
+    starts = {arm.start: name for name, arm in arms.items() if arm.method is None}
+    for name, arm in arms.items():
+        lengths = [token_counts(runner.start(arm.start, seed), rows) for seed in experiment.seeds]
+        other = {"a token": [_pairwise(np.divide, *each) for each in zip(scores[name], lengths, strict=True)]}
+        if arm.method is not None and arm.start in starts:
+            start = scores[starts[arm.start]]
+            other["log-ratio"] = [_pairwise(np.subtract, *each) for each in zip(scores[name], start, strict=True)]
+        metric = experiment.evaluate["metrics"][0]
+        found[name] = {way: Figures(rows, each).summary()["metrics"][metric] for way, each in other.items()}
+    return found
+
+
+def _pairwise(function: Any, left: Scores, right: Scores) -> Scores:
+    return [function(*each) for each in zip(left, right, strict=True)]
+
+
+def token_counts(start: Path, rows: RankingRows) -> list[np.ndarray]:
+    """Tokens of each candidate, with the one that ends it, for a model that reads nothing but titles and line breaks."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    titles = list({title for candidates in rows.candidates for title in candidates})
+    counts = dict(zip(titles, [len(ids) + 1 for ids in tokenizer(titles).input_ids], strict=True))
+    return [np.array([counts[title] for title in candidates]) for candidates in rows.candidates]
 
 
 def baseline_of(arms: Sequence[Arm], arm: Arm, baseline: str | None) -> str | None:

@@ -9,15 +9,18 @@ import yaml
 from benchmarks.quality.data import TASKS, find, item_embeddings, limit, make_task, shorten, windows
 from benchmarks.quality.experiment import load_experiment
 from benchmarks.quality.made_up import write_made_up_data
-from benchmarks.quality.report import Figures, adjust, baseline_of, plain
+from benchmarks.quality.models import make_model, make_tokenizer
+from benchmarks.quality.report import Figures, adjust, baseline_of, plain, token_counts
 from benchmarks.quality.stages import Stages, hash_of, read_stage
 from benchmarks.quality.training import read_scores, save_scores
 
+from trl_dmpo import Scorer
 from trl_dmpo.data import load_interactions
 from trl_dmpo.ranking.evaluate import evaluate_scores
 
 
 PRESETS = Path(__file__).parents[2] / "benchmarks" / "quality" / "presets"
+SHAPE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +263,16 @@ class TestFigures:
         difference = Figures(rows, [best, best]).compare(figures)["hit_rate@1"]
         assert difference["value"] == 0.5
         assert difference["p"] < 0.01
+
+    def test_tokens_are_those_of_the_scorer(self, sequence, tmp_path):
+        rows = sequence.test["sampled"]
+        tokenizer = make_tokenizer(sequence.titles, 300)
+        model = make_model(tokenizer, SHAPE, 0)
+        tokenizer.save_pretrained(tmp_path)
+        scorer, candidates = Scorer(model, tokenizer), rows.candidates[:4]
+        whole, mean = (scorer.score(rows.prompts[:4], candidates, normalize=each) for each in ("sum", "mean"))
+        for counts, total, of_token in zip(token_counts(tmp_path, rows), whole, mean, strict=False):
+            np.testing.assert_allclose(total.numpy() / counts, of_token, rtol=1e-5)
 
     def test_answers_of_a_model(self, sequence):
         rows = sequence.test["sampled"]
