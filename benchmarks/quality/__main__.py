@@ -15,6 +15,7 @@ from pathlib import Path
 from .experiment import load_experiment
 from .made_up import write_made_up_data
 from .pool import be_quiet, make_pool, run_all
+from .report import write_results
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -32,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.seeds:
                 experiment.seeds = options.seeds
             run_all(pool, experiment, options.work, tuple(options.data))
-            from .report import write_results
-
             write_results(experiment, options.work, tuple(options.data), options.output, options.pages)
 
 

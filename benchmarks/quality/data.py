@@ -345,7 +345,8 @@ def make_listed_task(
         form (`str`, *optional*, defaults to `"listed"`):
             `"listed"`, the prompt of S-DPO, which lists the candidates, or `"lines"`: the history, one title a line.
         train_rows (`int`, *optional*):
-            How many rows to train on. By default all that are left.
+            How many rows to train on. By default all that are left. Of more rejected titles than a row lists, the others are
+            drawn from the whole file.
         validation_rows, test_rows (`int`, *optional*, defaults to `300`):
             How many rows to choose settings by, and to test on.
     """
@@ -358,12 +359,26 @@ def make_listed_task(
     rest = order[validation_rows + test_rows :]
     train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]
 
+    titles = list(dict.fromkeys(title for record in records for title in record["itemList"]))
+
     def rows(rows: int | None = None, k: int = 19) -> Dataset:
         chosen = read.select(train[:rows])
-        return chosen.map(lambda row: {"rejected": row["rejected"][:k]}).remove_columns("candidates")
+        generator = np.random.default_rng(seed)
+
+        def first(row: dict[str, Any]) -> dict[str, Any]:
+            listed = row["rejected"]
+            if k <= len(listed):
+                return {"rejected": listed[:k]}
+            if form == "listed":
+                raise ValueError(f"`rows.k` is {k}, but a row lists {len(listed)} rejected titles.")
+            known = {row["chosen"], *listed, *row["prompt"].splitlines()}
+            others = (titles[place] for place in generator.permutation(len(titles)))
+            return {"rejected": [*listed, *(title for title in others if title not in known)][:k]}
+
+        return chosen.map(first, load_from_cache_file=False).remove_columns("candidates")
 
     return Task(
-        titles=list(dict.fromkeys(title for record in records for title in record["itemList"])),
+        titles=titles,
         texts=lambda: read.select(train),
         validation_texts=lambda: read.select(validation),
         rows=rows,
