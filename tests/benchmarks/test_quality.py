@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from benchmarks.quality.data import TASKS, find, item_embeddings, limit, make_task, shorten, windows
+from benchmarks.quality.data import (
+    TASKS,
+    find,
+    item_embeddings,
+    limit,
+    make_task,
+    shorten,
+    split_users,
+    users_of,
+    windows,
+)
 from benchmarks.quality.experiment import load_experiment
 from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
@@ -222,6 +232,20 @@ class TestData:
             task = make_task(options, 0, [folder])
             validated = {prompt for rows in task.validation.values() for prompt in rows.prompts}
             assert not validated & {prompt for rows in task.test.values() for prompt in rows.prompts}
+
+    def test_users_of_rows_that_follow_each_other(self):
+        rows = [("a::b::c", "d"), ("x::y::z", "d"), ("b::c::d::e", "f"), ("a::b::c::d", "e"), ("a::b::c", "d")]
+        records = [{"historyList": history, "trueSelection": answer} for history, answer in rows]
+        assert users_of(records) == [0, 1, 0, 0, 0]
+
+    def test_users_are_not_split(self):
+        users = [0, 0, 0, 3, 3, 5, 6, 6, 6, 6]
+        validation, test, rest = split_users(users, [2, 3])
+        assert sorted(validation + test + rest) == list(range(len(users)))
+        parts = [{users[row] for row in part} for part in (validation, test, rest)]
+        assert sum(map(len, parts)) == len(set(users))
+        assert len(validation) >= 2
+        assert len(test) >= 3
 
     def test_seeds_share_the_test(self, folder):
         options = {
