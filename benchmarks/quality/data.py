@@ -360,13 +360,13 @@ def make_listed_task(
 
     titles = list(dict.fromkeys(title for record in records for title in record["itemList"]))
 
-    def rows(rows: int | None = None, k: int = 19) -> Dataset:
+    def rows(rows: int | None = None, k: int | None = None) -> Dataset:
         chosen = read.select(train[:rows])
         generator = np.random.default_rng(seed)
 
         def first(row: dict[str, Any]) -> dict[str, Any]:
             listed = row["rejected"]
-            if k <= len(listed):
+            if k is None or k <= len(listed):
                 return {"rejected": listed[:k]}
             if form == "listed":
                 raise ValueError(f"`rows.k` is {k}, but a row lists {len(listed)} rejected titles.")
