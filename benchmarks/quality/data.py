@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from datasets import Dataset
 
 from trl_dmpo.data import build_dataset, load_interactions, load_rows
 from trl_dmpo.data.log import InteractionLog
 from trl_dmpo.data.negatives import Nearest
+from trl_dmpo.data.splits import SPLIT_NAMES, TRAIN
 from trl_dmpo.ranking.rows import FullCatalogue, RankingRows, load_ranking_rows
 
 from .baselines import liked_before
@@ -122,6 +124,7 @@ def make_sequence_task(
     common = {"split": "leave_one_out", "prompt": prompt, "max_history": max_history}
     ranked = build_dataset(log, configuration="ranking", negatives="uniform", seed=0, **common)
     everything = build_dataset(log, negatives="uniform", num_negatives=1, train_targets=-1, seed=0, **common)
+    known = {"split": AllTraining(), "prompt": prompt, "max_history": max_history, "train_targets": targets}
     learnt = everything["train"] if seen else _without_last(everything["train"], targets)
     validation = {"sampled": _ranking(ranked["validation"], "sampled", validation_users)}
     test = {"sampled": _ranking(ranked["test"], "sampled", test_users)}
@@ -131,12 +134,37 @@ def make_sequence_task(
         titles=log.items["title"].to_list(),
         texts=lambda rows=None: limit(learnt.select(windows(learnt["user_id"][:], step)), rows, seed),
         validation_texts=lambda rows=None: limit(everything["validation"], rows and min(rows, 200), seed=0),
-        rows=partial(_preference_rows, log, seed=seed, train_targets=targets, **common),
+        rows=partial(_preference_rows, before_validation(log, everything["validation"]), seed=seed, **known),
         validation=validation,
         test=test,
         liked=lambda: liked_before(log, *validation.values(), *test.values()),
         items=lambda: log.items,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class AllTraining:
+    """A split without validation and test, for a log that has neither."""
+
+    def assign(self, targets: pl.DataFrame, seed: int) -> pl.Series:
+        return pl.Series([TRAIN] * len(targets), dtype=SPLIT_NAMES)
+
+
+def before_validation(log: InteractionLog, validation: Dataset) -> InteractionLog:
+    """
+    The log without what each user did from the target of validation on.
+
+    Negatives of the whole log are never what a user likes later, as [`~trl_dmpo.data.build_dataset`] promises: a model could
+    learn which candidates of the test were never rejected. Of this log they may be.
+    """
+    columns = ["user_id", "chosen_id", "timestamp"]
+    held_out = validation.select_columns(columns).to_polars().rename({"chosen_id": "item_id", "timestamp": "until"})
+    kept = (
+        log.interactions.join(held_out.select("user_id", "until"), on="user_id", how="left")
+        .filter((pl.col("timestamp") <= pl.col("until")) | pl.col("until").is_null())
+        .join(held_out, on=["user_id", "item_id"], how="anti")
+    )
+    return dataclasses.replace(log, interactions=kept.select(log.interactions.columns))
 
 
 def windows(users: Sequence[Any], step: int) -> list[int]:
@@ -169,15 +197,15 @@ def _preference_rows(
 ) -> Dataset:
     """The same prompts and chosen items for all negatives and every `k`, and of a row's pool of negatives the first `k`."""
     sampler = Nearest(item_embeddings(log), top=50) if negatives == "hard" else negatives
-    data = build_dataset(log, negatives=sampler, num_negatives=max(k, pool), seed=seed, **common)["train"]
+    drawn = {"negatives": sampler, "num_negatives": max(k, pool), "fewer_negatives": False}
+    data = build_dataset(log, **drawn, seed=seed, **common)["train"]
     return limit(data, rows, seed).map(lambda row: {"rejected": row["rejected"][:k]})
 
 
 def item_embeddings(log: InteractionLog, size: int = 32) -> Any:
-    """Items that the same users liked are near: the largest singular vectors of what users liked, but for the last two."""
-    import polars as pl
-
-    liked = build_dataset(log, "sft", prompt=LINES, train_targets=-1, max_history=1)["train"].to_polars()
+    """Items that the same users liked are near: the largest singular vectors of what users liked."""
+    every = {"split": AllTraining(), "train_targets": -1}
+    liked = build_dataset(log, "sft", prompt=LINES, max_history=1, **every)["train"].to_polars()
     users, items = liked["user_id"].unique().sort(), log.items["item_id"]
     taken = np.zeros((len(users), len(items)))
     taken[users.search_sorted(liked["user_id"]), items.sort().search_sorted(liked["chosen_id"])] = 1
@@ -248,7 +276,7 @@ def make_pairs_task(
         test (`Mapping[str, str]`):
             From names to what the names of the files to test on begin with.
         seed (`int`):
-            Draws the users of training. Validation and test are the same for all seeds.
+            Draws the users of training, where not all are asked for. Validation and test are the same for all seeds.
         folders (`Sequence[Path]`, *optional*):
             Where to look for them.
         max_history (`int`, *optional*):
@@ -272,11 +300,11 @@ def make_pairs_task(
         ]
 
     def rows(form: str, users: int | None = None, k: int = 5) -> Dataset:
-        found = load_rows(records(f"{train}_dpo_{k}"), "dmpo", grouped=form == "titles", on_invalid_row="drop")
-        return _of_users(found, users, seed)
+        # The files of other K may have other users
+        given = of_users(records(f"{train}_dpo_5"), users, k, seed)
+        return load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
 
     def texts(form: str, users: int | None = None) -> Dataset:
-        # Of the files for the supervised stage there is one row a user, with the negative that comes first in the others
         return rows(form, users, k=1)
 
     def ranking(given: list[dict], form: str, name: str) -> RankingRows:
@@ -313,14 +341,23 @@ def shorten(instruction: str, count: int | None) -> str:
     return f"{found['before']} {''.join(f' <Title:{title}> ' for title in titles)}. {found['after']}"
 
 
-def _of_users(rows: Dataset, count: int | None, seed: int) -> Dataset:
-    """The rows of so many histories at random; those of a smaller number are among those of a larger one."""
-    prompts = [prompt.partition(" . ")[0] for prompt in rows["prompt"][:]]
-    known = list(dict.fromkeys(prompts))
-    if count is None or count > len(known):
-        count = len(known)
-    kept = {known[place] for place in np.random.default_rng(seed).permutation(len(known))[:count]}
-    return rows.select([row for row, prompt in enumerate(prompts) if prompt in kept])
+def of_users(records: Sequence[dict], count: int | None, k: int, seed: int) -> list[dict]:
+    """
+    The first `k` rows of each of so many users at random; those of a smaller number are among those of a larger one.
+
+    Raises:
+        `ValueError`: there are fewer users, or one has fewer rows.
+    """
+    rows: dict[str, list[dict]] = {}
+    for record in records:
+        rows.setdefault(record["instruction"].partition(" . ")[0], []).append(record)
+    fewest = min(map(len, rows.values()))
+    for name, asked, most in (("users", count or 1, len(rows)), ("k", k, fewest)):
+        if asked > most:
+            raise ValueError(f"`rows.{name}` is {asked}, but there are {most}.")
+    names = list(rows)
+    order = np.random.default_rng(seed).permutation(len(names))[:count]
+    return [record for place in sorted(order) for record in rows[names[place]][:k]]
 
 
 def make_listed_task(
@@ -329,8 +366,9 @@ def make_listed_task(
     folders: Sequence[Path] = (),
     form: str = "listed",
     train_rows: int | None = None,
-    validation_rows: int = 300,
-    test_rows: int = 300,
+    validation_users: int = 20,
+    test_users: int = 50,
+    rows_of_user: int = 10,
 ) -> Task:
     """
     Which of the candidates of a row was taken, from a file of the LLaRA form, split by user, for all seeds alike.
@@ -347,15 +385,17 @@ def make_listed_task(
         train_rows (`int`, *optional*):
             How many rows to train on. By default all that are left. Of more rejected titles than a row lists, the others are
             drawn from the whole file.
-        validation_rows, test_rows (`int`, *optional*, defaults to `300`):
-            About how many rows to choose settings by, and to test on: all of as many users as it takes.
+        validation_users, test_users (`int`, *optional*, defaults to `20` and `50`):
+            How many users to choose settings by, and to test on.
+        rows_of_user (`int`, *optional*, defaults to `10`):
+            Of each of them so many rows at random at most: some have a hundred.
     """
     read = load_rows(find(file, folders), "llara", domain="artist")
     records = json.loads(find(file, folders).read_text(encoding="utf-8"))
     if form == "lines":
         read = as_lines(records)
     read = read.add_column("user_id", users_of(records))
-    validation, test, rest = split_users(read["user_id"][:], [validation_rows, test_rows])
+    validation, test, rest = split_users(read["user_id"][:], [validation_users, test_users], rows_of_user)
     train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]
 
     titles = list(dict.fromkeys(title for record in records for title in record["itemList"]))
@@ -426,18 +466,18 @@ def users_of(records: Sequence[Mapping[str, Any]]) -> list[int]:
     return [root(row) for row in range(len(records))]
 
 
-def split_users(users: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
-    """Rows for each of `counts`, all of as many users at random as it takes, and the rows of the other users."""
+def split_users(users: Sequence[int], counts: Sequence[int], most: int) -> list[list[int]]:
+    """For each of `counts` up to `most` rows at random of each of so many users, and all rows of the other users."""
     rows: dict[int, list[int]] = {}
     for row, user in enumerate(users):
         rows.setdefault(user, []).append(row)
-    names = list(rows)
-    order = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
-    parts: list[list[int]] = [[] for _ in counts]
-    for part, count in zip(parts, counts, strict=True):
-        while len(part) < count and order:
-            part += rows[order.pop()]
-    return [*parts, [row for user in order for row in rows[user]]]
+    generator = np.random.default_rng(0)
+    drawn = [generator.permutation(rows[user]).tolist() for user in generator.permutation(list(rows)).tolist()]
+    parts = []
+    for count in counts:
+        parts.append(sorted(row for of_user in drawn[:count] for row in of_user[:most]))
+        drawn = drawn[count:]
+    return [*parts, sorted(row for of_user in drawn for row in of_user)]
 
 
 def as_lines(records: Sequence[Mapping[str, Any]]) -> Dataset:

@@ -190,6 +190,16 @@ class TestData:
         assert not held_out & preferred
         assert not learnt & (held_out | preferred)
 
+    def test_what_is_liked_later_may_be_rejected(self, sequence):
+        rows = sequence.rows(rows=120, k=15, pool=15)
+        rejected = set(
+            rows.select_columns(["user_id", "rejected_ids"]).to_polars().explode("rejected_ids").iter_rows()
+        )
+        columns = sequence.test["sampled"].columns
+        assert rejected & set(zip(columns["user_id"], columns["chosen_id"], strict=True))
+        liked = rows.to_polars().explode("history_ids").select("user_id", "history_ids").iter_rows()
+        assert not rejected & set(liked)
+
     def test_everything_that_was_not_met_is_ranked(self, sequence):
         sampled, full = sequence.test["sampled"], sequence.test["full"]
         for row in range(len(full)):
@@ -223,11 +233,13 @@ class TestData:
         assert len(task.rows(form="orders", k=3, users=5)) == 15
         assert len(task.rows(form="titles", k=3, users=5)) == 5
         assert {len(row) for row in task.rows(form="titles", k=3)["rejected"]} == {3}
+        with pytest.raises(ValueError, match=r"`rows\.users` is 21, but there are 20"):
+            task.rows(form="titles", users=21)
 
     def test_validation_is_no_test(self, folder):
         for options in (
             {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "validation_rows": 10},
-            {"kind": "listed", "file": "llara/lastfm_val.json", "validation_rows": 10, "test_rows": 20},
+            {"kind": "listed", "file": "llara/lastfm_val.json", "validation_users": 10, "test_users": 20},
         ):
             task = make_task(options, 0, [folder])
             validated = {prompt for rows in task.validation.values() for prompt in rows.prompts}
@@ -240,20 +252,20 @@ class TestData:
 
     def test_users_are_not_split(self):
         users = [0, 0, 0, 3, 3, 5, 6, 6, 6, 6]
-        validation, test, rest = split_users(users, [2, 3])
-        assert sorted(validation + test + rest) == list(range(len(users)))
+        validation, test, rest = split_users(users, [1, 2], most=2)
         parts = [{users[row] for row in part} for part in (validation, test, rest)]
-        assert sum(map(len, parts)) == len(set(users))
-        assert len(validation) >= 2
-        assert len(test) >= 3
+        assert [len(part) for part in parts] == [1, 2, 1]
+        assert set.union(*parts) == set(users)
+        assert len(test) == sum(min(2, users.count(user)) for user in parts[1])
+        assert len(rest) == sum(users.count(user) for user in parts[2])
 
     def test_seeds_share_the_test(self, folder):
         options = {
             "kind": "listed",
             "file": "llara/lastfm_val.json",
             "train_rows": 20,
-            "validation_rows": 10,
-            "test_rows": 20,
+            "validation_users": 10,
+            "test_users": 20,
         }
         first, second = (make_task(options, seed, [folder]) for seed in (0, 1))
         assert first.test["listed"].content_hash == second.test["listed"].content_hash
