@@ -19,6 +19,7 @@ from .report import write_results
 
 
 PRESETS = Path(__file__).parent / "presets"
+RESULTS = PRESETS.parent / "results"
 PAGES = Path(__file__).parents[2] / "docs" / "quality"
 
 
@@ -27,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     be_quiet()
     if options.tiny:
         options.data.insert(0, write_made_up_data(options.work / "made up"))
+    for name, folder in (("output", RESULTS), ("pages", PAGES)):
+        if getattr(options, name) is None:
+            # What is tried out is not to overwrite what was measured
+            setattr(options, name, options.work / name if options.tiny or options.seeds else folder)
     experiments = [load_experiment(find_preset(name), options.tiny) for name in options.experiments]
     with make_pool(options.work, tuple(options.data), options.jobs) as pool:
         for experiment in experiments:
@@ -41,8 +46,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("experiments", nargs="+", help="Presets, by name, or files.")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="Folders with data sets and models.")
     parser.add_argument("--work", type=Path, default=Path("quality-work"), help="Where finished stages are kept.")
-    parser.add_argument("--output", type=Path, default=PRESETS.parent / "results", help="Where results are written.")
-    parser.add_argument("--pages", type=Path, default=PAGES, help="Where plots and explained cases are written.")
+    parser.add_argument("--output", type=Path, help=f"Where results are written: {RESULTS.name}/ beside this file.")
+    parser.add_argument("--pages", type=Path, help="Where tables, plots and cases are written: docs/quality/.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes, each with its share of the cores.")
     parser.add_argument("--seeds", type=int, nargs="*", help="Instead of those of the experiment.")
     parser.add_argument("--tiny", action="store_true", help="A trial on made-up data, with the section `tiny`.")

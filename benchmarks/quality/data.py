@@ -26,6 +26,7 @@ FOLDERS = [
     Path(os.environ.get("TRL_DMPO_ASSETS", Path.home() / ".cache" / "trl-dmpo-assets")),
     Path(__file__).parents[3] / "shared" / "data",
 ]
+MAX_HISTORY = 20
 # The answers are lines, as the titles of a history are: the language model of a preset reads and writes nothing else
 LINES = r"template(prompt='{history}\n', separator='\n')"
 
@@ -86,7 +87,7 @@ def make_sequence_task(
     source: str,
     seed: int,
     folders: Sequence[Path] = (),
-    max_history: int = 20,
+    max_history: int = MAX_HISTORY,
     prompt: str = LINES,
     targets: int = 2,
     seen: bool = True,

@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 import yaml
 
 
+SECTIONS = {
+    "starts": ("shape", "vocab_size", "model", "lora", "texts", "train"),
+    "tune": ("metric", "test", "rows", "seed", "start"),
+    "evaluate": ("metrics", "baseline", "generate", "plot", "rescore"),
+    "explain": ("start", "test", "users", "candidates", "min_history", "counts", "draws", "methods", "budget"),
+}
+
+
 class Arm(NamedTuple):
     """
     One way to train, run with every seed.
@@ -50,14 +58,15 @@ class Experiment:
             arm for each.
         methods (`dict[str, dict]`, *optional*):
             From names to options of [`~trl_dmpo.DMPOConfig`]. Under `tune`, lists to choose from, by the validation rows; under
-            `like`, another method whose choice is taken over.
+            `like`, another method whose choice is taken over; under `against`, a method to compare with in the place of
+            `evaluate.baseline`.
         training (`dict`, *optional*):
             Options of [`~trl_dmpo.DMPOConfig`] of all methods.
         tune (`dict`, *optional*):
             How to choose: `metric`, `test` (which of the validation sets), `rows` (options of the rows), `seed` and `start`.
-        evaluate (`dict`, *optional*):
-            `metrics` to show; `baseline`, the method whose arm of the likest rows others are compared with; `generate`, the
-            most tokens of answers that models are to give by themselves, too; `plot`, an option of the rows to plot against; `rescore`,
+        evaluate (`dict`):
+            `metrics` to show; `baseline`, the method that others are compared with; `generate`, the most tokens of answers that
+            models are to give by themselves, too; `plot`, an option of the rows to plot against; `rescore`,
             whether to rank by log-ratios and by log-probabilities of a token, too.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Seeds of the training rows, of their negatives and of the training.
@@ -144,9 +153,15 @@ def load_experiment(file: Path, tiny: bool = False) -> Experiment:
     known = [each.name for each in fields(Experiment) if each.name != "name"]
     for name in options.keys() - set(known):
         raise ValueError(f"{file} has the field {name!r}, but there are only: {', '.join(known)}.")
-    for name in ("title", "data", "starts", "arms"):
+    for name in ("title", "data", "starts", "arms", "evaluate"):
         if name not in options:
             raise ValueError(f"{file} has no {name!r}.")
+    sections = {name: options.get(name, {}) for name in ("evaluate", "explain", "tune")}
+    sections |= {f"starts.{name}": start for name, start in options["starts"].items()}
+    for name, section in sections.items():
+        known = SECTIONS[name.partition(".")[0]]
+        for option in section.keys() - set(known):
+            raise ValueError(f"`{name}` of {file} has the option {option!r}, but there are only: {', '.join(known)}.")
     return Experiment(**options, name=file.stem)
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,17 @@ def write_results(
     Returns:
         `dict`: what the file has.
     """
-    runner = Runner(experiment, work, folders)
+    runner, arms = Runner(experiment, work, folders), experiment.expand()
     results = {
         "experiment": {name: value for name, value in vars(experiment).items() if value},
-        "versions": {name: version(name) for name in ("trl-dmpo", "trl", "transformers", "torch", "peft")},
-        "chosen": {method: choice_of(runner, method) for method in experiment.methods},
-        "starts": [of_start(runner, name, seed) for name in experiment.starts for seed in experiment.seeds],
+        "chosen": {
+            method: choice_of(runner, method) for method in dict.fromkeys(arm.method for arm in arms) if method
+        },
+        "starts": [
+            of_start(runner, name, seed)
+            for name in dict.fromkeys(arm.start for arm in arms)
+            for seed in experiment.seeds
+        ],
         "tests": {name: of_test(runner, name) for name in runner.task(experiment.seeds[0]).test},
     }
     if experiment.explain:
@@ -155,7 +159,7 @@ def choice_of(runner: Runner, method: str) -> dict[str, Any]:
 def of_start(runner: Runner, name: str, seed: int) -> dict[str, Any]:
     folder = runner.start(name, seed)
     stage = read_stage(folder)
-    known = {key: stage[key] for key in ("seconds", "parameters", "best", "curve") if key in stage}
+    known = {key: stage[key] for key in ("versions", "seconds", "parameters", "best", "curve") if key in stage}
     return {"start": name, "seed": seed, "stage": folder.name, **known}
 
 
@@ -176,15 +180,14 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     for name, (scores, answers) in scored.items():
         figures[name] = Figures(rows, scores, answers)
     arms = {arm.name: arm for arm in experiment.expand() if arm.name in figures}
-    baseline = experiment.evaluate.get("baseline")
-    baselines = {
-        name: baseline_of(list(arms.values()), arms.get(name, Arm(name, None, "", {})), baseline) for name in figures
-    }
     results = {name: each.summary() | {"stages": stages[name]} for name, each in figures.items()}
-    for name, against in baselines.items():
-        if against is not None and against != name:
-            results[name]["against"] = against
-            results[name]["difference"] = figures[name].compare(figures[against])
+    for name, each in results.items():
+        arm = arms.get(name, Arm(name, None, "", {}))
+        against, start = baseline_of(experiment, list(arms.values()), arm), start_of(list(arms.values()), arm)
+        if against is not None:
+            each |= {"against": against, "difference": figures[name].compare(figures[against])}
+        if start is not None:
+            each["from_start"] = figures[name].compare(figures[start])
     adjust(results)
     if experiment.evaluate.get("rescore"):
         for name, found in rescored(runner, rows, arms, {name: each for name, (each, _) in scored.items()}).items():
@@ -205,6 +208,7 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, t
         found[arm.name] = [read_scores(folder) for folder in folders], [each["answers"] for each in scored]
         stages[arm.name] = [
             {"seed": seed, "model": model.name, "training_seconds": read_stage(model)["seconds"]}
+            | {"versions": read_stage(model)["versions"]}
             | {"scores": folder.name, "scoring_seconds": each["seconds"]}
             for seed, model, folder, each in zip(experiment.seeds, models, folders, scored, strict=True)
         ]
@@ -250,13 +254,37 @@ def token_counts(start: Path, rows: RankingRows) -> list[np.ndarray]:
     return [np.array([counts[title] for title in candidates]) for candidates in rows.candidates]
 
 
-def baseline_of(arms: Sequence[Arm], arm: Arm, baseline: str | None) -> str | None:
-    """The arm that another is compared with: of the method `baseline`, the one whose start and rows agree the most."""
-    others = [each for each in arms if each.method == baseline]
-    if baseline is None or not others or arm.method == baseline:
+def baseline_of(experiment: Experiment, arms: Sequence[Arm], arm: Arm) -> str | None:
+    """
+    The arm that another is compared with: the one of the method `against`, or of `evaluate.baseline`, that begins with the
+    same start and learns from the same rows, but for their rejected answers. What is not trained after its start, and classical
+    recommenders, are compared with the first.
+
+    Raises:
+        `ValueError`: there is none.
+    """
+    method = experiment.methods.get(arm.method, {}).get("against", experiment.evaluate.get("baseline"))
+    others = [each for each in arms if each.method == method]
+    if method is None or arm.method == method:
         return None
-    same_start = [each for each in others if each.start == arm.start]
-    return max(same_start or others, key=lambda each: sum(arm.rows.get(k) == v for k, v in each.rows.items())).name
+    if arm.method is None:
+        same = [each for each in others if arm.start in ("", each.start)]
+        return same[0].name if same else None
+    same = [each for each in others if each.start == arm.start and chosen_rows(each) == chosen_rows(arm)]
+    if not same:
+        raise ValueError(f"{arm.name} of {experiment.name} is compared with {method}, of which no arm has such rows.")
+    return max(same, key=lambda each: sum(arm.rows.get(key) == value for key, value in each.rows.items())).name
+
+
+def chosen_rows(arm: Arm) -> dict[str, Any]:
+    """The options of an arm's rows that say which answers are chosen."""
+    return {name: value for name, value in arm.rows.items() if name not in ("k", "pool", "negatives")}
+
+
+def start_of(arms: Sequence[Arm], arm: Arm) -> str | None:
+    """The arm that is the start of another."""
+    found = [each.name for each in arms if each.method is None and each.start == arm.start]
+    return found[0] if found and arm.method is not None else None
 
 
 class Figures:
@@ -279,7 +307,9 @@ class Figures:
         chosen = [each[label] for each, label in zip(rows.candidates, rows.labels, strict=True)]
         for metrics, given in zip(self.of_seeds, answers, strict=False):
             if given is not None:
-                metrics |= generated_metrics(given, chosen, rows.candidates)
+                found = generated_metrics(given, chosen, rows.candidates)
+                # The third is a ratio of these, which a mean over seeds is not
+                metrics |= {name: found[name] for name in ("generated_hit_rate", "generated_valid_ratio")}
         self.pooled = [pooled_auc(*each) for each in padded]
         self.coins = [float(coin_flip_auc(*each).mean()) if len(rows) > 1 else float("nan") for each in padded]
         self.per_row = {name: mean_of([each[name] for each in self.of_seeds]) for name in self.of_seeds[0]}
@@ -319,11 +349,12 @@ def adjust(results: Mapping[str, dict[str, Any]]) -> None:
 def table(arms: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     """A line for each arm: the metrics, the difference in the first from the arm that it is compared with, and seconds."""
     lines = [
-        f"| | {' | '.join(metrics)} | {metrics[0]} less that of | | p | p, adjusted | training, s |",
-        "|---|" + "--:|" * len(metrics) + "---|--:|--:|--:|--:|",
+        f"| | {' | '.join(metrics)} | {metrics[0]} less its start's | less that of | | p | p, adjusted | training, s |",
+        "|---|" + "--:|" * len(metrics) + "--:|---|--:|--:|--:|--:|",
     ]
     for name, arm in arms.items():
         cells = [told(arm["metrics"][metric]) for metric in metrics]
+        cells.append(told(arm["from_start"][metrics[0]], "+.3f") if "from_start" in arm else "")
         if "difference" in arm:
             change = arm["difference"][metrics[0]]
             cells += [arm["against"], told(change, "+.3f"), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]

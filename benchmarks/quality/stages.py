@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ class Stages:
             made_from (`Mapping`):
                 Plain values: all settings, and the hashes of what it reads.
             make (`Callable[[Path], Mapping]`):
-                Makes it in an empty folder; what it returns is kept in `stage.json` beside `made_from` and the seconds.
+                Makes it in an empty folder; what it returns is kept in `stage.json`, beside `made_from`, the seconds that it
+                took, and the versions of what made it: these are no part of its name.
 
         Returns:
             `Path`: its folder.
@@ -52,7 +56,8 @@ class Stages:
         unfinished.mkdir(parents=True)
         start = time.perf_counter()
         found = make(unfinished)
-        text = json.dumps({"made_from": made_from, "seconds": time.perf_counter() - start, **found}, indent=1)
+        about = {"made_from": made_from, "seconds": time.perf_counter() - start, "versions": versions()}
+        text = json.dumps(about | dict(found), indent=1)
         (unfinished / STAGE).write_text(text, encoding="utf-8")
         try:
             unfinished.rename(path)
@@ -62,6 +67,20 @@ class Stages:
                 raise
             shutil.rmtree(unfinished)
         return path
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on, and the commit of this project where it is known."""
+    found = {name: version(name) for name in ("trl-dmpo", "trl", "transformers", "torch", "peft")}
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
 
 
 def read_stage(folder: Path) -> dict[str, Any]:

@@ -12,12 +12,16 @@ import polars as pl
 
 from trl_dmpo.ranking.rows import RankingRows
 
-from .data import LINES, Task, make_task
+from .data import LINES, MAX_HISTORY, Task, make_task
 from .experiment import Arm, Experiment
 from .models import make_model, make_tokenizer, quiet, run, train_language_model
 from .stages import Stages, hash_of
 
 
+# Of a method, what is no option of `DMPOConfig`
+HARNESS_OPTIONS = ("tune", "like", "against")
+# Of adapters and the pretrained models under them
+DTYPE = "bfloat16"
 ROW_COLUMNS = ("prompt", "chosen", "rejected", "user_id")
 
 
@@ -32,8 +36,6 @@ class Runner:
             Where stages are kept.
         folders (`tuple[Path, ...]`, *optional*):
             Where data is looked for.
-        models (`Path`, *optional*):
-            A folder of pretrained models, by name. Others are from the Hub.
     """
 
     def __init__(self, experiment: Experiment, work: Path, folders: tuple[Path, ...] = ()):
@@ -53,6 +55,8 @@ class Runner:
         options = self.experiment.starts[name]
         task = self.task(seed)
         made_from = {"start": options, "seed": seed}
+        if "shape" in options:
+            made_from["titles"] = hash_of(task.titles)
         if options.get("train"):
             texts = [make(**options.get("texts", {})) for make in (task.texts, task.validation_texts)]
             made_from["texts"] = [content_hash(rows, ("prompt", "chosen")) for rows in texts]
@@ -65,9 +69,9 @@ class Runner:
     def settings(self, arm: Arm) -> dict[str, Any]:
         """The options of an arm's training, with those that were chosen by the validation rows."""
         method = dict(self.experiment.methods[arm.method])
-        like = method.pop("like", arm.method)
-        method.pop("tune", None)
-        return {**self.experiment.training, **self.chosen(like), **method}
+        like = method.get("like", arm.method)
+        options = {name: value for name, value in method.items() if name not in HARNESS_OPTIONS}
+        return {**self.experiment.training, **self.chosen(like), **options}
 
     def _chosen(self, method: str) -> dict[str, Any]:
         """Of the settings of a method to choose from, those that are best by the validation rows."""
@@ -85,7 +89,7 @@ class Runner:
         """The figure of the validation rows that a choice is made by."""
         tune = self.experiment.tune
         arm = Arm("", method, tune.get("start", next(iter(self.experiment.starts))), tune.get("rows", {}))
-        options = {k: v for k, v in self.experiment.methods[method].items() if k not in ("tune", "like")}
+        options = {k: v for k, v in self.experiment.methods[method].items() if k not in HARNESS_OPTIONS}
         folder = self.train(
             arm, tune.get("seed", self.experiment.seeds[0]), {**self.experiment.training, **options, **trial}
         )
@@ -120,21 +124,27 @@ class Runner:
         """The scores of an arm for each test set."""
         settings = self.settings(arm) if arm.method else {}
         model = self.train(arm, seed, settings)
-        return {name: self.score(model, rows) for name, rows in self.task(seed).test.items() if arm.tests in name}
+        tests = {name: rows for name, rows in self.task(seed).test.items() if arm.tests in name}
+        if not tests:
+            raise ValueError(
+                f"{arm.name}: `tests` is {arm.tests!r}, but there are: {', '.join(self.task(seed).test)}."
+            )
+        return {name: self.score(model, rows) for name, rows in tests.items()}
 
     def baseline(self, name: str, seed: int) -> dict[str, Path]:
         """The scores of a classical recommender for each test set, with settings chosen by the validation rows."""
         from .baselines import GRIDS, fit_baseline, tune_baseline
 
-        task = self.task(seed)
-        made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed} | {
-            test: rows.content_hash for test, rows in [*task.validation.items(), *task.test.items()]
-        }
+        task, first = self.task(seed), self.experiment.seeds[0]
+        (validation,) = task.validation.values()
+        tests = {test: rows.content_hash for test, rows in task.test.items()}
+        made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed, "validation": validation.content_hash}
+        made_from |= {"tests": tests, "tuned_with": first}
 
         def make(folder: Path) -> dict[str, Any]:
-            (validation,) = task.validation.values()
             liked = task.liked()
-            options = tune_baseline(name, liked, validation, seed)
+            # As those of language models are
+            options = tune_baseline(name, liked, validation, first)
             score = fit_baseline(name, liked, seed, options)
             for test, rows in task.test.items():
                 (folder / test).mkdir()
@@ -177,7 +187,7 @@ class Runner:
 
         task, options = self.task(seed), self.experiment.data
         tokenizer = AutoTokenizer.from_pretrained(model)
-        form = {"prompt": options.get("prompt", LINES), "max_history": options["max_history"]}
+        form = {"prompt": options.get("prompt", LINES), "max_history": options.get("max_history", MAX_HISTORY)}
         return Recommender(load_model(model), tokenizer, task.items(), **form)
 
 
@@ -233,7 +243,7 @@ def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, 
     with suppress(FileNotFoundError):  # it is a name on the Hub, then
         name = str(find(name, folders))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=options.get("dtype", "float32"))
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPE)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options["lora"])), AutoTokenizer.from_pretrained(
         name
     )
@@ -247,7 +257,7 @@ def load_model(folder: Path, trainable: bool = False) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder)
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype="bfloat16")
+    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=DTYPE)
 
 
 def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from benchmarks.quality.data import (
     users_of,
     windows,
 )
-from benchmarks.quality.experiment import load_experiment
+from benchmarks.quality.experiment import Arm, load_experiment
 from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
-from benchmarks.quality.report import Figures, adjust, baseline_of, plain, token_counts
+from benchmarks.quality.report import Figures, adjust, baseline_of, plain, start_of, token_counts
 from benchmarks.quality.stages import Stages, hash_of, read_stage
 from benchmarks.quality.training import read_scores, save_scores
 
@@ -45,7 +45,9 @@ def sequence(folder):
 
 def write(tmp_path, **fields):
     file = tmp_path / "trial.yaml"
-    file.write_text(yaml.safe_dump({"title": "t", "data": {}, "starts": {"a": {}}, "arms": [{}]} | fields))
+    file.write_text(
+        yaml.safe_dump({"title": "t", "data": {}, "starts": {"a": {}}, "arms": [{}], "evaluate": {}} | fields)
+    )
     return file
 
 
@@ -79,6 +81,8 @@ class TestExperiment:
             ({"arm": []}, "has the field 'arm', but there are only"),
             ({"arms": [{"method": "x"}]}, "An arm of trial has the method 'x', but there are"),
             ({"arms": [{"start": "x"}]}, "An arm of trial has the start 'x', but there are: a"),
+            ({"starts": {"a": {"trian": {}}}}, r"`starts\.a` of .* has the option 'trian', but there are only: shape"),
+            ({"evaluate": {"metric": []}}, "`evaluate` of .* has the option 'metric'"),
             ({"arms": [{"k": 3}]}, "`arms` of trial have no option 'k'"),
         ],
     )
@@ -101,7 +105,8 @@ class TestExperiment:
         assert experiment.data["kind"] in TASKS
         assert all(arm.method is None or arm.method in experiment.methods for arm in experiment.expand())
         arms, baseline = experiment.expand(), experiment.evaluate.get("baseline")
-        assert not baseline or any(baseline_of(arms, arm, baseline) for arm in arms)
+        compared = [baseline_of(experiment, arms, arm) for arm in arms]
+        assert not baseline or any(compared)
 
 
 class TestStages:
@@ -316,7 +321,6 @@ class TestFigures:
         right = [row[label] for row, label in zip(rows.candidates, rows.labels, strict=True)]
         metrics = Figures(rows, [scores] * 2, [right, ["nothing"] * len(rows)]).summary()["metrics"]
         assert metrics["generated_hit_rate"]["value"] == metrics["generated_valid_ratio"]["value"] == 0.5
-        assert metrics["generated_hit_rate_of_valid"]["value"] == 1.0
 
     def test_adjusted_for_all_comparisons(self):
         results = {"a": {}, "b": {"difference": {"m": {"p": 0.01}}}, "c": {"difference": {"m": {"p": 0.03}}}}
@@ -328,11 +332,23 @@ class TestFigures:
             {},
             {"method": "sft", "rows": {"k": 1, "rows": [10, 20]}},
             {"method": "dmpo", "rows": {"k": 3, "rows": 20}},
+            {"method": "longer", "rows": {"k": 3, "rows": 10}},
+            {"method": "sft, longer", "rows": {"k": 1, "rows": 10}},
         ]
-        experiment = load_experiment(write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}))
-        compared = {arm.name: baseline_of(experiment.expand(), arm, "sft") for arm in experiment.expand()}
+        methods = {"sft": {}, "dmpo": {}, "sft, longer": {}, "longer": {"against": "sft, longer"}}
+        evaluate = {"baseline": "sft"}
+        experiment = load_experiment(write(tmp_path, arms=arms, methods=methods, evaluate=evaluate))
+        known = experiment.expand()
+        compared = {arm.name: baseline_of(experiment, known, arm) for arm in known}
         assert compared["dmpo, k=3, rows=20"] == "sft, k=1, rows=20"
+        assert compared["longer, k=3, rows=10"] == "sft, longer, k=1, rows=10"
+        assert compared["start"] == "sft, k=1, rows=10"
         assert compared["sft, k=1, rows=10"] is None
+        other = Arm("other", "dmpo", "a", {"k": 3, "rows": 30})
+        with pytest.raises(ValueError, match="other of trial is compared with sft, of which no arm has such rows"):
+            baseline_of(experiment, known, other)
+        assert start_of(known, other) == "start"
+        assert start_of(known, known[0]) is None
 
     def test_scores_are_kept(self, tmp_path):
         scores = [np.array([0.1, -2], np.float32), np.array([3], np.float32)]
