@@ -263,9 +263,12 @@ def baseline_of(experiment: Experiment, arms: Sequence[Arm], arm: Arm) -> str | 
     Raises:
         `ValueError`: there is none.
     """
-    method = experiment.methods.get(arm.method, {}).get("against", experiment.evaluate.get("baseline"))
+    usual = experiment.evaluate.get("baseline")
+    method = experiment.methods.get(arm.method, {}).get("against", usual)
     others = [each for each in arms if each.method == method]
-    if method is None or arm.method == method:
+    if method is None or arm.method in {usual, *(each.get("against") for each in experiment.methods.values())} - {
+        None
+    }:
         return None
     if arm.method is None:
         same = [each for each in others if arm.start in ("", each.start)]
