@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -84,6 +85,7 @@ _runners: dict[str, Any] = {}
 def begin(folder: Path, data: tuple[Path, ...], threads: int) -> None:
     """What a process does first."""
     global _make_runner
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     be_quiet()
     import torch
 
@@ -91,6 +93,14 @@ def begin(folder: Path, data: tuple[Path, ...], threads: int) -> None:
 
     torch.set_num_threads(threads)
     _make_runner = partial(Runner, work=folder, folders=data)
+
+
+def _end_with_parent() -> None:
+    # Or a killed run goes on to the end of its stages, beside the next one
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def be_quiet() -> None:
