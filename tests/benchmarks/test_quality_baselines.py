@@ -12,8 +12,6 @@ from trl_dmpo.data.plan import make_plan
 from trl_dmpo.ranking.rows import RankingRows, load_ranking_rows
 
 
-pytest.importorskip("cornac")
-
 SMALL = {
     "popularity": {},
     "item-knn": {"neighbours": 3},

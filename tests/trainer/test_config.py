@@ -1,3 +1,5 @@
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -155,3 +157,20 @@ def test_unknown_names_are_attribute_errors():
     assert "DMPOTrainer" in dir(trl_dmpo)
     with pytest.raises(AttributeError, match="has no attribute 'DMPOTrainr'"):
         trl_dmpo.DMPOTrainr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("copied", "kept"),
+    [(copy.copy, "secret"), (copy.deepcopy, "secret"), (lambda args: pickle.loads(pickle.dumps(args)), None)],
+)
+def test_what_is_written_has_no_token_and_what_is_copied_keeps_it(make_args, copied, kept):
+    args = make_args(model_init_kwargs={"token": "secret", "revision": "main"}, beta=0.3)
+    args.hub_token = "secret"
+    other = copied(args)
+    assert other.hub_token == kept
+    assert other.model_init_kwargs == {"revision": "main"} | ({"token": kept} if kept else {})
+    assert other.beta == 0.3
+    assert type(other) is type(args)
+    other.beta = 1.0
+    assert args.beta == 0.3
+    assert args.hub_token == "secret"

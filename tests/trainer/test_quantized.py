@@ -1,5 +1,6 @@
 """QLoRA by bitsandbytes, whose kernels for the CPU are those that run here."""
 
+import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -11,8 +12,6 @@ from trl_dmpo import DMPOTrainer
 from trl_dmpo.trainer import dmpo_trainer
 from trl_dmpo.trainer.quantization import keep_differentiable
 
-
-bitsandbytes = pytest.importorskip("bitsandbytes")
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 INT8 = BitsAndBytesConfig(load_in_8bit=True)

@@ -218,7 +218,6 @@ def evaluate(arguments: EvaluateArguments) -> None:
     from trl_dmpo.data.folders import written_aside
     from trl_dmpo.ranking.results import EVALUATION
 
-    # Titles and names are data: brackets and colons in them are no markup
     console = Screen()
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
     # What is wrong with the folder is better known before hours of scoring

@@ -133,7 +133,6 @@ def prepare(arguments: PrepareArguments, config: BuildConfig) -> None:
     from trl_dmpo.cli.screen import Screen
     from trl_dmpo.data.save import check_folder
 
-    # Titles and ids are data: brackets and colons in them are no markup
     console = Screen()
     folder = Path(arguments.output_dir).expanduser()  # type: ignore[arg-type]
     check_folder(folder, arguments.overwrite_output_dir)

@@ -183,7 +183,6 @@ def recommend(arguments: RecommendArguments) -> None:
 
     from trl_dmpo.cli.screen import Screen
 
-    # Titles are data: brackets and colons in them are no markup
     console = Screen()
     # What is wrong with a file is better said before a model is loaded
     users = None

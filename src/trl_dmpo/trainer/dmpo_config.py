@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -371,6 +372,17 @@ class DMPOConfig(DPOConfig):
         """What is pickled, into every checkpoint among others: no token."""
         loading = _without_token(self.model_init_kwargs)
         return {**self.__dict__, "hub_token": None, "model_init_kwargs": loading}
+
+    def __copy__(self) -> "DMPOConfig":
+        # What is copied in memory keeps its token
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DMPOConfig":
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
 
 def _without_token(kwargs: Any) -> Any:
