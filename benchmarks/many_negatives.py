@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quality.models import quiet, run
 
 
 ASSETS = Path(os.environ.get("TRL_DMPO_ASSETS", Path.home() / ".cache" / "trl-dmpo-assets"))
@@ -195,7 +196,7 @@ def train_base(rows, validation, tokenizer, folder: Path, seed: int) -> None:
         histories(rows),
         histories(validation),
     )
-    run_quietly(trainer)
+    run(trainer)
     trainer.save_model(str(folder))
 
 
@@ -229,25 +230,7 @@ def train(model, tokenizer, rows, arguments: dict[str, Any]) -> None:
     arguments |= {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as folder:
         args = DMPOConfig(folder, **arguments | quiet(arguments["seed"]))
-        run_quietly(DMPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer))
-
-
-def quiet(seed: int) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "use_cpu": True,
-        "bf16": False,
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-
-
-def run_quietly(trainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+        run(DMPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer))
 
 
 def hash_of(value: Any) -> str:

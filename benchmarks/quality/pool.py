@@ -6,13 +6,21 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .experiment import Experiment
+
+
+if TYPE_CHECKING:
+    from .training import Runner
+
+# What to do, of what, and with which seed or settings
+Job = tuple[str, str, Any]
 
 
 @contextmanager
@@ -40,42 +48,56 @@ def make_pool(folder: Path, data: tuple[Path, ...], processes: int) -> Iterator[
 
 
 def run_all(pool: ProcessPoolExecutor, experiment: Experiment, folder: Path, data: tuple[Path, ...]) -> None:
-    """Make all stages that are missing: starts, then what settings are chosen by, then the rest."""
+    """Make all stages that are missing, each as soon as those that it needs are there."""
+    from trl_dmpo.cli.progress import progress_bar
+    from trl_dmpo.cli.screen import Screen
+
     from .training import Runner
 
-    runner = Runner(experiment, folder, data)
-    arms = experiment.expand()
-    starts = [("start", arm.start, seed) for arm in arms for seed in experiment.seeds]
-    tuned = dict.fromkeys(experiment.methods[arm.method].get("like", arm.method) for arm in arms if arm.method)
-    trials = [("trial", method, trial) for method in tuned for trial in runner.trials(method)]
-    runs = [("run", arm.name, seed) for seed in experiment.seeds for arm in arms]
-    runs += [("baseline", name, seed) for seed in experiment.seeds for name in experiment.baselines]
-    runs += [("explain", arm.name, seed) for seed in experiment.seeds for arm in experiment.explained()]
-    for title, jobs in (("starts", starts), ("choosing", [job for job in trials if job[2]]), ("runs", runs)):
-        run_jobs(pool, experiment, title, list({repr(job): job for job in jobs}.values()))
-
-
-def run_jobs(pool: ProcessPoolExecutor, experiment: Experiment, title: str, jobs: list[tuple]) -> None:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        shown = progress.add_task(f"{experiment.name}: {title}", total=len(jobs))
-        running = [pool.submit(work, experiment, job) for job in jobs]
+    waiting, done, running = plan(Runner(experiment, folder, data)), set(), {}
+    with progress_bar(experiment.name, len(waiting), Screen()) as advance:
         try:
-            for done in as_completed(running):
-                done.result()
-                progress.advance(shown)
+            while waiting or running:
+                for job in [job for job, needed in waiting.items() if needed <= done]:
+                    del waiting[job]
+                    running[pool.submit(work, experiment, job)] = job
+                for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished.result()
+                    done.add(running.pop(finished))
+                    advance(1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def plan(runner: "Runner") -> dict[Job, set[Job]]:
+    """
+    The jobs of an experiment, and those that each needs: no two that run at once make the same stage.
+
+    Args:
+        runner ([`~benchmarks.quality.training.Runner`]):
+            Of the experiment.
+
+    Returns:
+        `dict[Job, set[Job]]`: starts first, then what settings are chosen by, then the rest, seed by seed.
+    """
+    experiment, jobs = runner.experiment, {}
+    arms = experiment.expand()
+    starts, trials = product(dict.fromkeys(arm.start for arm in arms), experiment.seeds), {}
+    jobs |= {("start", name, seed): set() for name, seed in starts}
+    tuned_with = ("start", *runner.tuned_with())
+    for arm in arms:
+        method = experiment.methods.get(arm.method, {}).get("like", arm.method)
+        if method and method not in trials:
+            trials[method] = [("trial", method, tuple(trial.items())) for trial in runner.trials(method) if trial]
+            jobs |= {tuned_with: set()} | {job: {tuned_with} for job in trials[method]}
+    for seed in experiment.seeds:
+        for arm in arms:
+            method = experiment.methods.get(arm.method, {}).get("like", arm.method)
+            jobs["run", arm.name, seed] = {("start", arm.start, seed), *trials.get(method, ())}
+        jobs |= {("baseline", name, seed): set() for name in experiment.baselines}
+        jobs |= {("explain", arm.name, seed): {("run", arm.name, seed)} for arm in experiment.explained()}
+    return jobs
 
 
 _make_runner: Callable[[Experiment], Any]
@@ -115,7 +137,7 @@ def be_quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def work(experiment: Experiment, job: tuple) -> None:
+def work(experiment: Experiment, job: Job) -> None:
     """Make what is missing of a job's stages."""
     if experiment.name not in _runners:
         _runners[experiment.name] = _make_runner(experiment)
@@ -125,7 +147,7 @@ def work(experiment: Experiment, job: tuple) -> None:
     if kind == "start":
         runner.start(name, value)
     elif kind == "trial":
-        runner.value_of(name, value)
+        runner.value_of(name, dict(value))
     elif kind == "run":
         runner.run(arms[name], value)
     elif kind == "baseline":

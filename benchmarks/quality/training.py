@@ -1,5 +1,6 @@
 """The stages of an experiment: a start, a preference stage, and the scores of the result."""
 
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -68,10 +69,11 @@ class Runner:
 
     def settings(self, arm: Arm) -> dict[str, Any]:
         """The options of an arm's training, with those that were chosen by the validation rows."""
-        method = dict(self.experiment.methods[arm.method])
-        like = method.get("like", arm.method)
-        options = {name: value for name, value in method.items() if name not in HARNESS_OPTIONS}
-        return {**self.experiment.training, **self.chosen(like), **options}
+        like = self.experiment.methods[arm.method].get("like", arm.method)
+        return {**self.experiment.training, **self.chosen(like), **self._options(arm.method)}
+
+    def _options(self, method: str) -> dict[str, Any]:
+        return {k: v for k, v in self.experiment.methods[method].items() if k not in HARNESS_OPTIONS}
 
     def _chosen(self, method: str) -> dict[str, Any]:
         """Of the settings of a method to choose from, those that are best by the validation rows."""
@@ -80,20 +82,21 @@ class Runner:
 
     def trials(self, method: str) -> list[dict[str, Any]]:
         """All settings of a method to choose from."""
-        import itertools
-
         tune = self.experiment.methods[method].get("tune", {})
         return [dict(zip(tune, values, strict=True)) for values in itertools.product(*tune.values())]
 
+    def tuned_with(self) -> tuple[str, int]:
+        """The start and the seed with which settings are tried."""
+        experiment = self.experiment
+        start = experiment.tune.get("start", next(iter(experiment.starts)))
+        return start, experiment.tune.get("seed", experiment.seeds[0])
+
     def value_of(self, method: str, trial: Mapping[str, Any]) -> float:
         """The figure of the validation rows that a choice is made by."""
-        tune = self.experiment.tune
-        arm = Arm("", method, tune.get("start", next(iter(self.experiment.starts))), tune.get("rows", {}))
-        options = {k: v for k, v in self.experiment.methods[method].items() if k not in HARNESS_OPTIONS}
-        folder = self.train(
-            arm, tune.get("seed", self.experiment.seeds[0]), {**self.experiment.training, **options, **trial}
-        )
-        rows = self.task(tune.get("seed", self.experiment.seeds[0])).validation[tune["test"]]
+        tune, (start, seed) = self.experiment.tune, self.tuned_with()
+        settings = {**self.experiment.training, **self._options(method), **trial}
+        folder = self.train(Arm("", method, start, tune.get("rows", {})), seed, settings)
+        rows = self.task(seed).validation[tune["test"]]
         return float(np.mean(row_metrics(rows, read_scores(self.score(folder, rows)))[tune["metric"]]))
 
     def train(self, arm: Arm, seed: int, settings: Mapping[str, Any]) -> Path:

@@ -20,9 +20,10 @@ from benchmarks.quality.data import (
 from benchmarks.quality.experiment import Arm, load_experiment
 from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
+from benchmarks.quality.pool import plan
 from benchmarks.quality.report import Figures, adjust, baseline_of, plain, start_of, token_counts
 from benchmarks.quality.stages import Stages, hash_of, read_stage
-from benchmarks.quality.training import read_scores, save_scores
+from benchmarks.quality.training import Runner, read_scores, save_scores
 
 from trl_dmpo import Scorer
 from trl_dmpo.data import load_interactions
@@ -107,6 +108,36 @@ class TestExperiment:
         arms, baseline = experiment.expand(), experiment.evaluate.get("baseline")
         compared = [baseline_of(experiment, arms, arm) for arm in arms]
         assert not baseline or any(compared)
+
+
+class TestPlan:
+    def test_each_waits_for_what_it_needs(self, tmp_path):
+        methods = {"sft": {}, "dmpo": {"tune": {"beta": [1, 5]}}, "anew": {"like": "dmpo"}}
+        arms = [{}, {"method": ["sft", "dmpo", "anew"]}]
+        file = write(tmp_path, arms=arms, methods=methods, seeds=[0, 1], baselines=["ease"], explain={"users": 1})
+        jobs = plan(Runner(load_experiment(file), tmp_path))
+        tried = {("trial", "dmpo", (("beta", beta),)) for beta in (1, 5)}
+        assert list(jobs)[:2] == [("start", "a", 0), ("start", "a", 1)]
+        assert {job for job in jobs if job[0] == "trial"} == tried
+        assert all(jobs[job] == {("start", "a", 0)} for job in tried)
+        assert jobs["run", "start", 1] == jobs["run", "sft", 1] == {("start", "a", 1)}
+        assert jobs["run", "dmpo", 1] == jobs["run", "anew", 1] == {("start", "a", 1), *tried}
+        assert jobs["baseline", "ease", 1] == set()
+        assert jobs["explain", "anew", 1] == {("run", "anew", 1)}
+        assert set().union(*jobs.values()) <= jobs.keys()
+
+    def test_settings_are_tried_with_a_start_that_no_arm_has(self, tmp_path):
+        tune = {"start": "b", "seed": 7}
+        file = write(
+            tmp_path,
+            starts={"a": {}, "b": {}},
+            arms=[{"method": "dmpo"}],
+            methods={"dmpo": {"tune": {"beta": [1, 5]}}},
+            tune=tune,
+        )
+        jobs = plan(Runner(load_experiment(file), tmp_path))
+        assert jobs["trial", "dmpo", (("beta", 1),)] == {("start", "b", 7)}
+        assert jobs["start", "b", 7] == set()
 
 
 class TestStages:
