@@ -391,10 +391,9 @@ def make_listed_task(
         rows_of_user (`int`, *optional*, defaults to `10`):
             Of each of them so many rows at random at most: some have a hundred.
     """
-    read = load_rows(find(file, folders), "llara", domain="artist")
-    records = json.loads(find(file, folders).read_text(encoding="utf-8"))
-    if form == "lines":
-        read = as_lines(records)
+    path = find(file, folders)
+    records = json.loads(path.read_text(encoding="utf-8"))
+    read = as_lines(records) if form == "lines" else load_rows(path, "llara", domain="artist")
     read = read.add_column("user_id", users_of(records))
     validation, test, rest = split_users(read["user_id"][:], [validation_users, test_users], rows_of_user)
     train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]

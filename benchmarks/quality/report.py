@@ -174,7 +174,8 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     experiment = runner.experiment
     rows = runner.task(experiment.seeds[0]).test[test]
     hashes = {runner.task(seed).test[test].content_hash for seed in experiment.seeds}
-    assert len(hashes) == 1, f"The rows of {test} are not the same for all seeds: figures cannot be averaged by row."
+    if len(hashes) > 1:
+        raise ValueError(f"The rows of {test} are not the same for all seeds: figures cannot be averaged by row.")
     figures, stages = {}, {}
     scored = scores_of(runner, test, stages)
     for name, (scores, answers) in scored.items():
