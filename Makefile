@@ -40,7 +40,7 @@ docs: $(VENV)/.docs ## the site, in site/
 benchmark: $(VENV)/.installed ## cost of a training step; about half an hour on two cores
 	$(VENV)/bin/python benchmarks/step_cost.py --output benchmarks/step_cost.json
 
-PRESETS := sequence negatives few_shot cross_domain candidates candidates_small explain
+PRESETS := sequence negatives disliked few_shot cross_domain candidates candidates_small explain
 
 quality: $(VENV)/.benchmark ## all experiments of docs/results.md; hours on two cores. What is done is kept in quality-work/
 	$(VENV)/bin/python -m benchmarks.quality $(PRESETS) --jobs 2

@@ -95,6 +95,7 @@ def make_sequence_task(
     validation_users: int | None = None,
     test_users: int | None = None,
     full_catalogue: bool = False,
+    disliked: int | None = None,
 ) -> Task:
     """
     The next item of a user, from a log: of each user the last is to be told in the test, the one before in validation.
@@ -120,6 +121,9 @@ def make_sequence_task(
             How many users at most. By default all.
         full_catalogue (`bool`, *optional*, defaults to `False`):
             Whether to rank all items that the user has not met, too.
+        disliked (`int`, *optional*):
+            How many items that the user rated low to rank the right one among, too, in validation and in the test, of
+            prompts that are titles, a line each. They are no negatives of training.
     """
     log = load_interactions(find(source, folders))
     common = {"split": "leave_one_out", "prompt": prompt, "max_history": max_history}
@@ -131,11 +135,16 @@ def make_sequence_task(
     test = {"sampled": _ranking(ranked["test"], "sampled", test_users)}
     if full_catalogue:
         test["full"] = rank_everything(test["sampled"], log)
+    trained_on = before_validation(log, everything["validation"])
+    if disliked:
+        trained_on, *held_out = hold_out_disliked(trained_on, disliked)
+        for rows, of_users in zip((validation, test), held_out, strict=True):
+            rows["disliked"] = among_disliked(rows["sampled"], of_users, log)
     return Task(
         titles=log.items["title"].to_list(),
         texts=lambda rows=None: limit(learnt.select(windows(learnt["user_id"][:], step)), rows, seed),
         validation_texts=lambda rows=None: limit(everything["validation"], rows and min(rows, 200), seed=0),
-        rows=partial(_preference_rows, before_validation(log, everything["validation"]), seed=seed, **known),
+        rows=partial(_preference_rows, trained_on, seed=seed, **known),
         validation=validation,
         test=test,
         liked=lambda: liked_before(log, *validation.values(), *test.values()),
@@ -168,6 +177,63 @@ def before_validation(log: InteractionLog, validation: Dataset) -> InteractionLo
     return dataclasses.replace(log, interactions=kept.select(log.interactions.columns))
 
 
+def hold_out_disliked(
+    log: InteractionLog, count: int, positive: float = 3.0
+) -> tuple[InteractionLog, dict[Any, list], dict[Any, list]]:
+    """
+    Keep some of what users rated low from training, of users for whom at least as much is left.
+
+    Args:
+        log ([`~trl_dmpo.data.log.InteractionLog`]):
+            With ratings.
+        count (`int`):
+            Items of a user to keep for validation, and as many others for the test.
+        positive (`float`, *optional*, defaults to `3.0`):
+            What is rated no higher is disliked.
+
+    Returns:
+        `tuple`: the log without them; and from users to their items of validation, and of the test.
+    """
+    rated = log.interactions.join(log.items.select("item_id", "title"), on="item_id", how="left")
+    liked = rated.filter(pl.col("rating") > positive)
+    # An item may be there twice, under one title
+    low = rated.join(liked, on=["user_id", "title"], how="anti").unique(["user_id", "title"], maintain_order=True)
+    generator, validation, test = np.random.default_rng(0), {}, {}
+    for user, items in low.group_by("user_id", maintain_order=True).agg("item_id").iter_rows():
+        if len(items) >= 4 * count:
+            drawn = generator.permutation(len(items))[: 2 * count]
+            validation[user], test[user] = ([items[place] for place in part] for part in np.split(drawn, 2))
+    pairs = [(user, item) for held_out in (validation, test) for user, items in held_out.items() for item in items]
+    titles = dict(log.items.select("item_id", "title").iter_rows())
+    held_out = pl.DataFrame(
+        {"user_id": [user for user, _ in pairs], "title": [titles[item] for _, item in pairs]},
+        schema={"user_id": rated.schema["user_id"], "title": pl.String},
+    )
+    kept = rated.join(held_out, on=["user_id", "title"], how="anti").select(log.interactions.columns)
+    return dataclasses.replace(log, interactions=kept), validation, test
+
+
+def among_disliked(rows: RankingRows, disliked: Mapping[Any, list], log: InteractionLog) -> RankingRows:
+    """The rows of users with disliked items, with these as the other candidates."""
+    titles = dict(log.items.select("item_id", "title").iter_rows())
+    kept = [place for place, user in enumerate(rows.columns["user_id"]) if user in disliked]
+    if not kept:
+        raise ValueError("`data.disliked`: no user of the rows rated four times as many items low. Ask for fewer.")
+    columns = {name: [values[place] for place in kept] for name, values in rows.columns.items()}
+    columns["candidate_ids"] = [
+        [item, *disliked[user]] for item, user in zip(columns["chosen_id"], columns["user_id"], strict=True)
+    ]
+    return dataclasses.replace(
+        rows,
+        name="disliked",
+        prompts=[rows.prompts[place] for place in kept],
+        candidates=[[titles[item] for item in items] for items in columns["candidate_ids"]],
+        labels=np.zeros(len(kept), dtype=np.int64),
+        columns=columns,
+        places=rows.places[kept],
+    )
+
+
 def windows(users: Sequence[Any], step: int) -> list[int]:
     """
     Rows whose histories and answers together hold all items of all users, about `max_history / step` times each.
@@ -198,7 +264,8 @@ def _preference_rows(
 ) -> Dataset:
     """The same prompts and chosen items for all negatives and every `k`, and of a row's pool of negatives the first `k`."""
     sampler = Nearest(item_embeddings(log), top=50) if negatives == "hard" else negatives
-    drawn = {"negatives": sampler, "num_negatives": max(k, pool), "fewer_negatives": False}
+    # Few users disliked as many items as are asked for
+    drawn = {"negatives": sampler, "num_negatives": max(k, pool), "fewer_negatives": negatives == "disliked"}
     data = build_dataset(log, **drawn, seed=seed, **common)["train"]
     return limit(data, rows, seed).map(lambda row: {"rejected": row["rejected"][:k]})
 

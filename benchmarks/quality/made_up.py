@@ -25,7 +25,7 @@ def _write_log(folder: Path, titles: list[str], order: list[np.ndarray]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
     lines += [
-        f"{user + 1}\t{item + 1}\t{2 if place % 5 == 4 else 5}\t{place}"
+        f"{user + 1}\t{item + 1}\t{2 if place % 4 == 3 else 5}\t{place}"
         for user, items in enumerate(order)
         for place, item in enumerate(items[:20])
     ]

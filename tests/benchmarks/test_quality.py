@@ -245,6 +245,32 @@ class TestData:
             assert not set(full.columns["history_ids"][row]) & set(full.columns["candidate_ids"][row])
             assert full.columns["candidate_ids"][row][full.labels[row]] == full.columns["chosen_id"][row]
 
+    def test_disliked_items_are_kept_from_training(self, folder):
+        task = make_task({"kind": "sequence", "source": "ml-100k", "seen": False, "disliked": 1}, 0, [folder])
+        log = load_interactions(folder / "ml-100k")
+        low = log.interactions.filter(log.interactions["rating"] <= 3).join(log.items, on="item_id")
+        disliked = dict(low.group_by("user_id").agg("title").iter_rows())
+        held_out = {user: [] for user in disliked}
+        for rows, sampled in ((task.validation, task.validation["sampled"]), (task.test, task.test["sampled"])):
+            places = rows["disliked"].places.tolist()
+            assert rows["disliked"].prompts == [sampled.prompts[place] for place in places]
+            for user, (right, low), place in zip(
+                rows["disliked"].columns["user_id"], rows["disliked"].candidates, places, strict=True
+            ):
+                assert right == sampled.candidates[place][sampled.labels[place]]
+                held_out[user].append(low)
+        assert any(held_out.values())
+        for user, titles in held_out.items():
+            assert len(set(titles)) == len(titles) in (0, 2)
+            assert set(titles) <= set(disliked[user])
+        rows = task.rows(rows=40, k=2, negatives="disliked")
+        for user, rejected in zip(rows["user_id"], rows["rejected"], strict=True):
+            assert set(rejected) <= set(disliked[user]) - set(held_out[user])
+
+    def test_nobody_disliked_so_many(self, folder):
+        with pytest.raises(ValueError, match="no user of the rows rated four times as many items low"):
+            make_task({"kind": "sequence", "source": "ml-100k", "disliked": 9}, 0, [folder])
+
     def test_of_items_with_one_title_the_chosen_one_is_ranked(self, folder, tmp_path):
         (tmp_path / "ml-100k").mkdir()
         for file in (folder / "ml-100k").iterdir():
