@@ -12,21 +12,36 @@ REFERENCES = ["#888888", "#000000"]
 
 
 def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> None:
-    """A line for each arm: the mean with its interval over users, and a dot for each seed."""
-    figure, panel = _figure((9, 1 + 0.32 * len(arms)))
+    """
+    A line for each arm: the mean and, where there is one, the difference from what it is compared with. With intervals over
+    users, and a dot for each seed.
+    """
+    compared = dict.fromkeys(arm["against"].partition(",")[0] for arm in arms.values() if "against" in arm)
+    figure, panels = _figure((12 if compared else 9, 1 + 0.32 * len(arms)), columns=2 if compared else 1)
     for place, arm in enumerate(reversed(arms.values())):
-        estimate = arm["metrics"][metric]
-        panel.plot(
-            [each[metric] for each in arm["seeds"]], [place] * len(arm["seeds"]), "o", color="#bbbbbb", markersize=4
-        )
-        if "low" in estimate:
-            panel.plot([estimate["low"], estimate["high"]], [place] * 2, color=COLOURS[1])
-        panel.plot(estimate["value"], place, "o", color=COLOURS[1])
-    panel.set_yticks(range(len(arms)), list(arms)[::-1])
-    panel.set_xlabel(f"{metric}; mean, 95% interval over users, and each seed in grey")
-    panel.grid(axis="x", color="#dddddd")
-    panel.set_title(title, loc="left")
+        seeds = [each[metric] for each in arm["seeds"]]
+        _estimate(panels[0], place, arm["metrics"][metric], seeds)
+        if "difference" in arm:
+            others = [each[metric] for each in arms[arm["against"]]["seeds"]]
+            changes = [seed - other for seed, other in zip(seeds, others, strict=True)]
+            _estimate(panels[1], place, arm["difference"][metric], changes)
+    panels[0].set_yticks(range(len(arms)), list(arms)[::-1])
+    labels = [metric, f"{metric}, less that of {', '.join(compared)} on the same rows"]
+    for panel, label in zip(panels, labels, strict=False):
+        panel.set_xlabel(label)
+        panel.grid(axis="x", color="#dddddd")
+    for panel in panels[1:]:
+        panel.axvline(0, color="#000000", linewidth=1)
+        panel.locator_params(axis="x", nbins=6)
+    panels[0].set_title(f"{title}; 95% intervals over users, seeds in grey", loc="left")
     _save(figure, file)
+
+
+def _estimate(panel: Any, place: int, estimate: Mapping[str, float], seeds: Sequence[float]) -> None:
+    panel.plot(seeds, [place] * len(seeds), "o", color="#bbbbbb", markersize=4)
+    if "low" in estimate:
+        panel.plot([estimate["low"], estimate["high"]], [place] * 2, color=COLOURS[1])
+    panel.plot(estimate["value"], place, "o", color=COLOURS[1])
 
 
 def plot_against(
@@ -51,7 +66,7 @@ def plot_against(
             levels[arm.method or "start"] = estimate
         elif all(arm.rows.get(key) == value for key, value in usual.items()):
             lines.setdefault(arm.method, []).append((arm.rows[option], estimate))
-    figure, panel = _figure((8, 4.8))
+    figure, (panel,) = _figure((8, 4.8))
     for colour, (name, estimate) in zip(REFERENCES, levels.items(), strict=False):
         panel.axhline(estimate["value"], color=colour, linestyle="--", linewidth=1.2, label=name)
     for number, (name, points) in enumerate(lines.items()):
@@ -77,16 +92,16 @@ def _usual(values: Sequence[Any]) -> Any:
     return max(values, key=lambda value: sum(each == value for each in values))
 
 
-def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(size: tuple[float, float], columns: int = 1) -> tuple[Any, Sequence[Any]]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=size, layout="constrained")
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
-    return figure, panel
+    figure, _ = pyplot.subplots(ncols=columns, sharey=True, figsize=size, layout="constrained")
+    for panel in figure.axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, figure.axes
 
 
 def _save(figure: Any, file: Path) -> None:
