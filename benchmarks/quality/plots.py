@@ -13,15 +13,17 @@ REFERENCES = ["#888888", "#000000"]
 
 def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> None:
     """
-    A line for each arm: the mean and, where there is one, the difference from what it is compared with. With intervals over
-    users, and a dot for each seed.
+    A line for each arm: the mean and, of models, the difference from what they are compared with, where there is one. With
+    intervals over users, and a dot for each seed.
     """
-    compared = dict.fromkeys(arm["against"].partition(",")[0] for arm in arms.values() if "against" in arm)
+    # Beside popularity, no difference of models would be seen
+    models = [name for name, arm in arms.items() if "difference" in arm and "model" in arm["stages"][0]]
+    compared = dict.fromkeys(arms[name]["against"].partition(",")[0] for name in models)
     figure, panels = _figure((12 if compared else 9, 1 + 0.32 * len(arms)), columns=2 if compared else 1)
-    for place, arm in enumerate(reversed(arms.values())):
+    for place, (name, arm) in enumerate(reversed(arms.items())):
         seeds = [each[metric] for each in arm["seeds"]]
         _estimate(panels[0], place, arm["metrics"][metric], seeds)
-        if "difference" in arm:
+        if name in models:
             others = [each[metric] for each in arms[arm["against"]]["seeds"]]
             changes = [seed - other for seed, other in zip(seeds, others, strict=True)]
             _estimate(panels[1], place, arm["difference"][metric], changes)
