@@ -123,7 +123,10 @@ def play(case: str, how: str, processes: int, model: str, reference: Path, folde
             break
         codes = kill(job, how, folder, batches, generator)
         if codes is not None and not any(codes):
-            break
+            if kills or differences(folder, reference):
+                break
+            shutil.rmtree(folder)  # it was killed too late: the round begins again
+            continue
         kills += 1
         half_written += any(find_fault(path) is not None for path in folder.glob("checkpoint-*"))
     lost = differences(folder, reference) if codes == [0] * processes else [f"exit codes {codes}"]
