@@ -3,7 +3,8 @@ Classical recommenders to set beside a language model: each scores the candidate
 
 They know what the language model knows: they are fitted to training alone, and where a user is described by items, not
 by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the target of
-validation, as a prompt does; popularity and BPR do not. The models are those of cornac, but one.
+validation, as a prompt does; popularity, BPR and MF do not. MF predicts ratings, of which it needs what was disliked,
+too. The models are those of cornac, but one.
 
 The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over
 the neighbours, so that where all is liked both are 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
@@ -40,7 +41,10 @@ GRIDS: dict[str, dict[str, list]] = {
         "sample_alpha": [0.0],
         "max_len": [20],
     },
+    "mf": {"k": [20, 10], "lambda_reg": [0.05, 0.02, 0.1], "max_iter": [50]},
 }
+# Those that learn from `user_id`, `item_id` and `rating` of all that users rated, not from what they liked
+OF_RATINGS = ("mf",)
 
 
 class _Fitted(NamedTuple):
@@ -119,19 +123,20 @@ def score_baseline(
     Fit a baseline, and let it score the candidates of each row.
 
     An item that no one liked in training comes after all others, level with its like: no model has learnt of it, and
-    what each would say is an accident of its form. `"bpr"` has factors for the user, from training; `"item-knn"`,
+    what each would say is an accident of its form. `"bpr"` and `"mf"` have factors for the user, from training; `"item-knn"`,
     `"ease"` and `"sasrec"` score from `history_ids`, less the items that no one liked in training. With none left, all
     known items are level.
 
     Args:
         name (`str`):
-            `"popularity"`, `"item-knn"`, `"ease"`, `"bpr"` or `"sasrec"`.
+            `"popularity"`, `"item-knn"`, `"ease"`, `"bpr"`, `"sasrec"` or `"mf"`.
         liked (`pl.DataFrame`):
-            `user_id`, `item_id` and `timestamp` of what may be learnt from, of [`liked_before`].
+            `user_id`, `item_id` and `timestamp` of what may be learnt from, of [`liked_before`]; for `"mf"`, all that was
+            rated, with `rating`.
         rows ([`~trl_dmpo.ranking.rows.RankingRows`]):
             N rows with `user_id`, `history_ids`, oldest first, and `candidate_ids`.
         seed (`int`):
-            Of BPR and SASRec; the others have nothing to draw.
+            Of BPR, SASRec and MF; the others have nothing to draw.
         options (`Mapping`, *optional*):
             Of the model, for instance from [`tune_baseline`]. Defaults to the first of each in `GRIDS`.
 
@@ -140,7 +145,7 @@ def score_baseline(
 
     Raises:
         `ValueError`: there is no such baseline or option, a column is missing, `liked` has the target of a row or, for
-            BPR, not its user, or scores are not finite.
+            BPR and MF, not its user, or scores are not finite.
     """
     return fit_baseline(name, liked, seed, options)(rows)
 
@@ -239,12 +244,24 @@ def _fit_bpr(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
     from cornac.models import BPR
 
     data = _matrix(liked)
-    model = BPR(seed=seed, verbose=False, **options).fit(data)
+    return _of_users("bpr", BPR(seed=seed, verbose=False, **options).fit(data), data)
+
+
+def _fit_mf(rated: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
+    from cornac.data import Dataset
+    from cornac.models import MF
+
+    data = Dataset.from_uir(rated.select("user_id", "item_id", pl.col("rating").cast(pl.Float64)).rows())
+    return _of_users("mf", MF(seed=seed, num_threads=1, verbose=False, **options).fit(data), data)
+
+
+def _of_users(name: str, model: Any, data: Any) -> _Fitted:
+    """A model that has learnt factors of users."""
 
     def score(user: Any, history: list[int]) -> np.ndarray:
         if user not in data.uid_map:
             raise ValueError(
-                f"'bpr': user {user!r} liked nothing in training, so there are no factors. Leave the user's rows out, "
+                f"{name!r}: user {user!r} has nothing in training, so there are no factors. Leave the user's rows out, "
                 "or choose a baseline that scores from histories: 'item-knn', 'ease' or 'sasrec'."
             )
         return model.score(data.uid_map[user])
@@ -271,4 +288,5 @@ _FITS: dict[str, Callable[..., _Fitted]] = {
     "ease": _fit_ease,
     "bpr": _fit_bpr,
     "sasrec": _fit_sasrec,
+    "mf": _fit_mf,
 }

@@ -61,6 +61,7 @@ class Task(NamedTuple):
     validation: dict[str, RankingRows]
     test: dict[str, RankingRows]
     liked: Callable[[], Any] | None = None
+    rated: Callable[[], Any] | None = None
     items: Callable[[], Any] | None = None
 
 
@@ -148,6 +149,7 @@ def make_sequence_task(
         validation=validation,
         test=test,
         liked=lambda: liked_before(log, *validation.values(), *test.values()),
+        rated=lambda: trained_on.interactions,
         items=lambda: log.items,
     )
 

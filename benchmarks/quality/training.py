@@ -136,16 +136,16 @@ class Runner:
 
     def baseline(self, name: str, seed: int) -> dict[str, Path]:
         """The scores of a classical recommender for each test set, with settings chosen by the validation rows."""
-        from .baselines import GRIDS, fit_baseline, tune_baseline
+        from .baselines import GRIDS, OF_RATINGS, fit_baseline, tune_baseline
 
         task, first = self.task(seed), self.experiment.seeds[0]
-        (validation,) = task.validation.values()
+        validation = task.validation[self.experiment.tune["test"]]
         tests = {test: rows.content_hash for test, rows in task.test.items()}
         made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed, "validation": validation.content_hash}
         made_from |= {"tests": tests, "tuned_with": first}
 
         def make(folder: Path) -> dict[str, Any]:
-            liked = task.liked()
+            liked = (task.rated if name in OF_RATINGS else task.liked)()
             # As those of language models are
             options = tune_baseline(name, liked, validation, first)
             score = fit_baseline(name, liked, seed, options)

@@ -85,6 +85,7 @@ class TestExperiment:
             ({"starts": {"a": {"trian": {}}}}, r"`starts\.a` of .* has the option 'trian', but there are only: shape"),
             ({"evaluate": {"metric": []}}, "`evaluate` of .* has the option 'metric'"),
             ({"arms": [{"k": 3}]}, "`arms` of trial have no option 'k'"),
+            ({"baselines": ["ease"]}, r"has `baselines`: `tune\.test` has to say which"),
         ],
     )
     def test_errors_name_the_field(self, tmp_path, fields, message):
@@ -114,7 +115,8 @@ class TestPlan:
     def test_each_waits_for_what_it_needs(self, tmp_path):
         methods = {"sft": {}, "dmpo": {"tune": {"beta": [1, 5]}}, "anew": {"like": "dmpo"}}
         arms = [{}, {"method": ["sft", "dmpo", "anew"]}]
-        file = write(tmp_path, arms=arms, methods=methods, seeds=[0, 1], baselines=["ease"], explain={"users": 1})
+        more = {"seeds": [0, 1], "baselines": ["ease"], "tune": {"test": "t"}, "explain": {"users": 1}}
+        file = write(tmp_path, arms=arms, methods=methods, **more)
         jobs = plan(Runner(load_experiment(file), tmp_path))
         tried = {("trial", "dmpo", (("beta", beta),)) for beta in (1, 5)}
         assert list(jobs)[:2] == [("start", "a", 0), ("start", "a", 1)]

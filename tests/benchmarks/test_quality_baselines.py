@@ -18,6 +18,7 @@ SMALL = {
     "ease": {"lamb": 2.0},
     "bpr": {"k": 4, "max_iter": 20},
     "sasrec": {"n_epochs": 2, "embedding_dim": 8, "n_sample": 16},
+    "mf": {"k": 4, "max_iter": 20},
 }
 OPTIONS = {"split": "leave_one_out", "negatives": "uniform", "ranking_negatives": 4, "num_negatives": 1}
 RING = 12
@@ -26,8 +27,8 @@ PAIRS = [("ann", [0, 1]), ("bob", [0, 1, 2]), ("cat", [2, 3]), ("dan", [0]), ("e
 
 
 def frame(taken):
-    liked = [(user, item, time) for user, items in taken for time, item in enumerate(items)]
-    return pl.DataFrame(liked, schema=["user_id", "item_id", "timestamp"], orient="row")
+    liked = [(user, item, time, 4.0) for user, items in taken for time, item in enumerate(items)]
+    return pl.DataFrame(liked, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
 
 
 def rows_of(*rows):
@@ -120,6 +121,22 @@ def test_bpr_tells_users_of_different_taste_apart():
     assert not np.array_equal(scores, baselines.score_baseline("bpr", frame(taken), rows, 1, options))
 
 
+def test_mf_learns_what_is_rated_high():
+    """Of films that all have seen, by users of whom half like the one kind and half the other."""
+    kinds = pl.DataFrame({"user_id": range(20)}).join(pl.DataFrame({"item_id": range(12)}), how="cross")
+    high = pl.col("user_id") % 2 == pl.col("item_id") % 2
+    rated = kinds.with_columns(timestamp=pl.col("item_id"), rating=pl.when(high).then(5).otherwise(1))
+    rated = rated.filter((pl.col("user_id") + pl.col("item_id")) % 7 > 1)
+    unseen = [(user, [item for item in range(12) if (user + item) % 7 <= 1]) for user in range(20)]
+    rows = rows_of(*[(user, [], [*items, 99]) for user, items in unseen])
+    scores = baselines.score_baseline("mf", rated, rows, 0, {"k": 4, "max_iter": 300})
+    for (user, items), each in zip(unseen, scores, strict=True):
+        predicted = dict(zip(items, each[:-1], strict=True))
+        own = [value for item, value in predicted.items() if item % 2 == user % 2]
+        assert min(own) > max(value for item, value in predicted.items() if item % 2 != user % 2)
+    assert np.array_equal(scores[0], baselines.score_baseline("mf", rated, rows, 0, {"k": 4, "max_iter": 300})[0])
+
+
 def test_sasrec_learns_what_follows_what(capfd):
     liked = frame([(user, [(user + step) % RING for step in range(9)]) for user in range(60)])
     # Of users whom the rows do not tell: only histories say what comes next
@@ -153,8 +170,8 @@ def test_users_are_known_by_factors_or_by_histories(name):
         ("ann", [0], [3, 2, 99]), ("ann", [1], [3, 2, 99]), ("cat", [0], [0, 1, 99]), ("ann", [0], [0, 1, 99])
     )
     one, other_history, one_user, other_user = baselines.score_baseline(name, frame(PAIRS), rows, 0, SMALL[name])
-    assert np.array_equal(one, other_history) == (name in ("popularity", "bpr"))
-    assert np.array_equal(one_user, other_user) == (name != "bpr")
+    assert np.array_equal(one, other_history) == (name in ("popularity", "bpr", "mf"))
+    assert np.array_equal(one_user, other_user) == (name not in ("bpr", "mf"))
 
 
 def test_the_best_on_validation_rows_is_chosen(monkeypatch):
@@ -177,7 +194,7 @@ def test_errors_name_what_is_wrong():
         baselines.tune_baseline("svd", liked, rows, 0)
     with pytest.raises(ValueError, match="'item-knn' has no 'k', only: neighbours"):
         baselines.score_baseline("item-knn", liked, rows, 0, {"k": 5})
-    with pytest.raises(ValueError, match="'bpr': user 'zoe' liked nothing in training"):
+    with pytest.raises(ValueError, match="'bpr': user 'zoe' has nothing in training"):
         baselines.score_baseline("bpr", liked, rows, 0, SMALL["bpr"])
     del rows.columns["history_ids"]
     with pytest.raises(ValueError, match="test: there is no column 'history_ids'"):
