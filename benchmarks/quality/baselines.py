@@ -3,8 +3,8 @@ Classical recommenders to set beside a language model: each scores the candidate
 
 They know what the language model knows: they are fitted to training alone, and where a user is described by items, not
 by learnt factors (item-KNN, EASE, SASRec), these are the row's `history_ids`. So in the test they see the target of
-validation, as a prompt does; popularity, BPR and MF do not. MF predicts ratings, of which it needs what was disliked,
-too. The models are those of cornac, but one.
+validation, as a prompt does; popularity, BPR, mean ratings and MF do not. The last two are for ratings, of which they
+need what was disliked, too. The models are those of cornac, but one.
 
 The item-KNN of cornac is for ratings: it normalises a similarity over the users whom two items share, and a score over
 the neighbours, so that where all is liked both are 1. Item-KNN here is that of Deshpande and Karypis, "Item-based top-N
@@ -41,10 +41,11 @@ GRIDS: dict[str, dict[str, list]] = {
         "sample_alpha": [0.0],
         "max_len": [20],
     },
+    "mean rating": {"lambda_reg": [0.02, 0.005, 0.1], "max_iter": [50]},
     "mf": {"k": [20, 10], "lambda_reg": [0.05, 0.02, 0.1], "max_iter": [50]},
 }
 # Those that learn from `user_id`, `item_id` and `rating` of all that users rated, not from what they liked
-OF_RATINGS = ("mf",)
+OF_RATINGS = ("mean rating", "mf")
 
 
 class _Fitted(NamedTuple):
@@ -76,8 +77,25 @@ def liked_before(log: InteractionLog, *rows: RankingRows, positive: float = 3.0)
     asked = log.interactions.select("user_id", "item_id", "timestamp").filter(events.liked & events.is_new)
     liked = asked.filter(LeaveOneOut().assign(asked, seed=0) == TRAIN)
     for each in rows:
-        _refuse_leaks(liked, each)
+        refuse_leaks(liked, each)
     return liked
+
+
+def refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
+    """A `ValueError` if a target of the rows is among `user_id` and `item_id` of what may be learnt from."""
+    targets = {
+        (user, candidates[label])
+        for user, candidates, label in zip(
+            rows.columns["user_id"], rows.columns["candidate_ids"], rows.labels.tolist(), strict=True
+        )
+    }
+    leaks = targets.intersection(liked.select("user_id", "item_id").iter_rows())
+    if leaks:
+        user, item = min(leaks)
+        raise ValueError(
+            f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} "
+            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` by `liked_before`."
+        )
 
 
 def fit_baseline(
@@ -106,7 +124,7 @@ def fit_baseline(
         for column in ("user_id", "history_ids", "candidate_ids"):
             if column not in rows.columns:
                 raise ValueError(f"{rows.name}: there is no column {column!r}. Make the rows with `build_dataset`.")
-        _refuse_leaks(liked, rows)
+        refuse_leaks(liked, rows)
         columns = (rows.columns[column] for column in ("user_id", "history_ids", "candidate_ids"))
         return [
             _score_row(fitted, user, history, candidates, f"{rows.name_of(row)}, {label}")
@@ -129,10 +147,10 @@ def score_baseline(
 
     Args:
         name (`str`):
-            `"popularity"`, `"item-knn"`, `"ease"`, `"bpr"`, `"sasrec"` or `"mf"`.
+            `"popularity"`, `"item-knn"`, `"ease"`, `"bpr"`, `"sasrec"`, `"mean rating"` or `"mf"`.
         liked (`pl.DataFrame`):
-            `user_id`, `item_id` and `timestamp` of what may be learnt from, of [`liked_before`]; for `"mf"`, all that was
-            rated, with `rating`.
+            `user_id`, `item_id` and `timestamp` of what may be learnt from, of [`liked_before`]; for the last two, all
+            that was rated, with `rating`.
         rows ([`~trl_dmpo.ranking.rows.RankingRows`]):
             N rows with `user_id`, `history_ids`, oldest first, and `candidate_ids`.
         seed (`int`):
@@ -150,15 +168,19 @@ def score_baseline(
     return fit_baseline(name, liked, seed, options)(rows)
 
 
-def tune_baseline(name: str, liked: pl.DataFrame, validation: RankingRows, seed: int) -> dict[str, Any]:
+def tune_baseline(
+    name: str, liked: pl.DataFrame, validation: RankingRows, seed: int, metric: str = "ndcg@10"
+) -> dict[str, Any]:
     """
-    The options of a baseline, of all in `GRIDS`, with the highest NDCG@10 on validation rows; of equal ones the first.
+    The options of a baseline, of all in `GRIDS`, with the highest mean on validation rows; of equal ones the first.
 
     Args:
         name, liked, seed:
             As of [`score_baseline`].
         validation ([`~trl_dmpo.ranking.rows.RankingRows`]):
             Rows to choose on.
+        metric (`str`, *optional*, defaults to `"ndcg@10"`):
+            Of what.
 
     Returns:
         `dict[str, Any]`: for [`score_baseline`].
@@ -167,32 +189,17 @@ def tune_baseline(name: str, liked: pl.DataFrame, validation: RankingRows, seed:
     settings = [dict(zip(GRIDS[name], values, strict=True)) for values in product(*GRIDS[name].values())]
     if len(settings) == 1:
         return settings[0]
-    return max(settings, key=lambda options: _ndcg(score_baseline(name, liked, validation, seed, options), validation))
+
+    def value(options: Mapping[str, Any]) -> float:
+        scores = score_baseline(name, liked, validation, seed, options)
+        return float(ranking_metrics(*pad_candidates(scores, validation.labels), [1, 5, 10, 20])[metric].mean())
+
+    return max(settings, key=value)
 
 
 def _refuse_unknown(name: str) -> None:
     if name not in GRIDS:
         raise ValueError(f"`name` is {name!r}, but it is one of: {', '.join(GRIDS)}.")
-
-
-def _ndcg(scores: list[np.ndarray], rows: RankingRows) -> float:
-    return float(ranking_metrics(*pad_candidates(scores, rows.labels), cutoffs=[10])["ndcg@10"].mean())
-
-
-def _refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
-    targets = {
-        (user, candidates[label])
-        for user, candidates, label in zip(
-            rows.columns["user_id"], rows.columns["candidate_ids"], rows.labels.tolist(), strict=True
-        )
-    }
-    leaks = targets.intersection(liked.select("user_id", "item_id").iter_rows())
-    if leaks:
-        user, item = min(leaks)
-        raise ValueError(
-            f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} "
-            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` by `liked_before`."
-        )
 
 
 def _score_row(fitted: _Fitted, user: Any, history: list, candidates: list, where: str) -> np.ndarray:
@@ -247,12 +254,27 @@ def _fit_bpr(liked: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
     return _of_users("bpr", BPR(seed=seed, verbose=False, **options).fit(data), data)
 
 
+def _fit_mean_rating(rated: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
+    """Of each item by how much it is rated above the mean of its users, less for few ratings."""
+    from cornac.models import BaselineOnly
+
+    data = _ratings(rated)
+    model = BaselineOnly(seed=seed, num_threads=1, verbose=False, **options).fit(data)
+    return _Fitted(data.iid_map, lambda user, history: model.i_biases)
+
+
 def _fit_mf(rated: pl.DataFrame, seed: int, **options: Any) -> _Fitted:
-    from cornac.data import Dataset
     from cornac.models import MF
 
-    data = Dataset.from_uir(rated.select("user_id", "item_id", pl.col("rating").cast(pl.Float64)).rows())
+    data = _ratings(rated)
     return _of_users("mf", MF(seed=seed, num_threads=1, verbose=False, **options).fit(data), data)
+
+
+def _ratings(rated: pl.DataFrame):
+    """Users and items with what was rated."""
+    from cornac.data import Dataset
+
+    return Dataset.from_uir(rated.select("user_id", "item_id", pl.col("rating").cast(pl.Float64)).rows())
 
 
 def _of_users(name: str, model: Any, data: Any) -> _Fitted:
@@ -288,5 +310,6 @@ _FITS: dict[str, Callable[..., _Fitted]] = {
     "ease": _fit_ease,
     "bpr": _fit_bpr,
     "sasrec": _fit_sasrec,
+    "mean rating": _fit_mean_rating,
     "mf": _fit_mf,
 }

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from trl_dmpo.data.negatives import Nearest
 from trl_dmpo.data.splits import SPLIT_NAMES, TRAIN
 from trl_dmpo.ranking.rows import FullCatalogue, RankingRows, load_ranking_rows
 
-from .baselines import liked_before
+from .baselines import liked_before, refuse_leaks
 
 
 FOLDERS = [
@@ -50,6 +50,8 @@ class Task(NamedTuple):
             What is reported, never looked at before.
         liked (`Callable[[], pl.DataFrame]`, *optional*):
             What a classical recommender may learn from, of a log.
+        rated (`Callable[[], pl.DataFrame]`, *optional*):
+            The same, with what was not liked.
         items (`Callable[[], pl.DataFrame]`, *optional*):
             The catalogue of a log.
     """
@@ -124,9 +126,10 @@ def make_sequence_task(
             Whether to rank all items that the user has not met, too.
         disliked (`int`, *optional*):
             How many items that the user rated low to rank the right one among, too, in validation and in the test, of
-            prompts that are titles, a line each. They are no negatives of training.
+            prompts that are titles, a line each: those nearest to it in the order of time. They are no negatives of
+            training.
     """
-    log = load_interactions(find(source, folders))
+    log = without_ties(load_interactions(find(source, folders)))
     common = {"split": "leave_one_out", "prompt": prompt, "max_history": max_history}
     ranked = build_dataset(log, configuration="ranking", negatives="uniform", seed=0, **common)
     everything = build_dataset(log, negatives="uniform", num_negatives=1, train_targets=-1, seed=0, **common)
@@ -136,16 +139,20 @@ def make_sequence_task(
     test = {"sampled": _ranking(ranked["test"], "sampled", test_users)}
     if full_catalogue:
         test["full"] = rank_everything(test["sampled"], log)
-    trained_on = before_validation(log, everything["validation"])
+    trained_on, held_out = before_validation(log, everything["validation"]), frozenset()
     if disliked:
-        trained_on, *held_out = hold_out_disliked(trained_on, disliked)
-        for rows, of_users in zip((validation, test), held_out, strict=True):
+        found = hold_out_disliked(log, disliked, test["sampled"], validation["sampled"])
+        for rows, of_users in zip((test, validation), found, strict=True):
             rows["disliked"] = among_disliked(rows["sampled"], of_users, log)
+        held_out = frozenset((user, item) for users in found for user, items in users.items() for item in items)
+        trained_on = without(trained_on, held_out)
+    for rows in (*validation.values(), *test.values()):
+        refuse_leaks(trained_on.interactions, rows)
     return Task(
         titles=log.items["title"].to_list(),
         texts=lambda rows=None: limit(learnt.select(windows(learnt["user_id"][:], step)), rows, seed),
         validation_texts=lambda rows=None: limit(everything["validation"], rows and min(rows, 200), seed=0),
-        rows=partial(_preference_rows, trained_on, seed=seed, **known),
+        rows=partial(_preference_rows, trained_on, held_out=held_out, seed=seed, **known),
         validation=validation,
         test=test,
         liked=lambda: liked_before(log, *validation.values(), *test.values()),
@@ -160,6 +167,22 @@ class AllTraining:
 
     def assign(self, targets: pl.DataFrame, seed: int) -> pl.Series:
         return pl.Series([TRAIN] * len(targets), dtype=SPLIT_NAMES)
+
+
+def without_ties(log: InteractionLog) -> InteractionLog:
+    """
+    The log with time stamps that are distinct for a user: what the user did at one time is put in an order at random.
+
+    Half of the ratings of MovieLens-100K are of the same second as another of the user. Logs have these in the order of the
+    numbers of items: a model of sequences could learn to count.
+    """
+    drawn = pl.Series("drawn", np.random.default_rng(0).permutation(len(log.interactions)))
+    ordered = log.interactions.with_columns(drawn).sort("user_id", "timestamp", "drawn")
+    number = pl.int_range(pl.len()).over("user_id", "timestamp")
+    longest = int(ordered.select(number.max()).item()) + 1
+    return dataclasses.replace(
+        log, interactions=ordered.with_columns(pl.col("timestamp") * longest + number).drop("drawn")
+    )
 
 
 def before_validation(log: InteractionLog, validation: Dataset) -> InteractionLog:
@@ -180,39 +203,53 @@ def before_validation(log: InteractionLog, validation: Dataset) -> InteractionLo
 
 
 def hold_out_disliked(
-    log: InteractionLog, count: int, positive: float = 3.0
-) -> tuple[InteractionLog, dict[Any, list], dict[Any, list]]:
+    log: InteractionLog, count: int, *rows: RankingRows, positive: float = 3.0
+) -> list[dict[Any, list]]:
     """
-    Keep some of what users rated low from training, of users for whom at least as much is left.
+    What users rated low, nearest in the order of time to what they are to be told: what they did long before would be told
+    apart by its age.
 
     Args:
         log ([`~trl_dmpo.data.log.InteractionLog`]):
-            With ratings.
+            With ratings, in the order of time.
         count (`int`):
-            Items of a user to keep for validation, and as many others for the test.
+            Items of a user for each of `rows`. Users who rated fewer low are left out.
+        rows ([`~trl_dmpo.ranking.rows.RankingRows`]):
+            What is to be told; earlier ones have the first choice.
         positive (`float`, *optional*, defaults to `3.0`):
             What is rated no higher is disliked.
 
     Returns:
-        `tuple`: the log without them; and from users to their items of validation, and of the test.
+        `list[dict]`: for each of `rows`, from users to items.
     """
-    rated = log.interactions.join(log.items.select("item_id", "title"), on="item_id", how="left")
-    liked = rated.filter(pl.col("rating") > positive)
+    titles = log.items.select("item_id", "title")
+    rated = log.interactions.with_row_index("place").join(titles, on="item_id", how="left", maintain_order="left")
     # An item may be there twice, under one title
-    low = rated.join(liked, on=["user_id", "title"], how="anti").unique(["user_id", "title"], maintain_order=True)
-    generator, validation, test = np.random.default_rng(0), {}, {}
-    for user, items in low.group_by("user_id", maintain_order=True).agg("item_id").iter_rows():
-        if len(items) >= 4 * count:
-            drawn = generator.permutation(len(items))[: 2 * count]
-            validation[user], test[user] = ([items[place] for place in part] for part in np.split(drawn, 2))
-    pairs = [(user, item) for held_out in (validation, test) for user, items in held_out.items() for item in items]
-    titles = dict(log.items.select("item_id", "title").iter_rows())
-    held_out = pl.DataFrame(
-        {"user_id": [user for user, _ in pairs], "title": [titles[item] for _, item in pairs]},
-        schema={"user_id": rated.schema["user_id"], "title": pl.String},
-    )
-    kept = rated.join(held_out, on=["user_id", "title"], how="anti").select(log.interactions.columns)
-    return dataclasses.replace(log, interactions=kept), validation, test
+    low = rated.join(rated.filter(pl.col("rating") > positive), on=["user_id", "title"], how="anti")
+    low = low.unique(["user_id", "title"], keep="first", maintain_order=True)
+    places = {(user, item): place for place, user, item in rated.select("place", "user_id", "item_id").iter_rows()}
+    of_users = low.group_by("user_id").agg("place", "item_id").filter(pl.col("place").list.len() >= count * len(rows))
+    left = {user: dict(zip(*both, strict=True)) for user, *both in of_users.iter_rows()}
+
+    def take(user: Any, target: Any) -> list:
+        nearest = sorted(left[user], key=lambda place: abs(place - places[user, target]))
+        return [left[user].pop(place) for place in nearest[:count]]
+
+    return [
+        {user: take(user, target) for user, target in zip(*targets, strict=True) if user in left}
+        for targets in ((each.columns["user_id"], each.columns["chosen_id"]) for each in rows)
+    ]
+
+
+def without(log: InteractionLog, pairs: Set[tuple[Any, Any]]) -> InteractionLog:
+    """The log without some items of users, nor others of the same title."""
+    titles = log.items.select("item_id", "title")
+    rated = log.interactions.join(titles, on="item_id", how="left", maintain_order="left")
+    users, items = ([pair[place] for pair in pairs] for place in (0, 1))
+    schema = {name: rated.schema[name] for name in ("user_id", "item_id")}
+    left_out = pl.DataFrame({"user_id": users, "item_id": items}, schema=schema).join(titles, on="item_id")
+    kept = rated.join(left_out, on=["user_id", "title"], how="anti", maintain_order="left")
+    return dataclasses.replace(log, interactions=kept.select(log.interactions.columns))
 
 
 def among_disliked(rows: RankingRows, disliked: Mapping[Any, list], log: InteractionLog) -> RankingRows:
@@ -220,7 +257,7 @@ def among_disliked(rows: RankingRows, disliked: Mapping[Any, list], log: Interac
     titles = dict(log.items.select("item_id", "title").iter_rows())
     kept = [place for place, user in enumerate(rows.columns["user_id"]) if user in disliked]
     if not kept:
-        raise ValueError("`data.disliked`: no user of the rows rated four times as many items low. Ask for fewer.")
+        raise ValueError("`data.disliked`: no user of the rows rated twice as many items low. Ask for fewer.")
     columns = {name: [values[place] for place in kept] for name, values in rows.columns.items()}
     columns["candidate_ids"] = [
         [item, *disliked[user]] for item, user in zip(columns["chosen_id"], columns["user_id"], strict=True)
@@ -262,14 +299,29 @@ def _without_last(rows: Dataset, count: int) -> Dataset:
 
 
 def _preference_rows(
-    log: InteractionLog, seed: int, rows: int, k: int = 15, negatives: str = "uniform", pool: int = 19, **common: Any
+    log: InteractionLog,
+    seed: int,
+    rows: int,
+    k: int = 15,
+    negatives: str = "uniform",
+    pool: int = 19,
+    held_out: Set[tuple[Any, Any]] = frozenset(),
+    **common: Any,
 ) -> Dataset:
-    """The same prompts and chosen items for all negatives and every `k`, and of a row's pool of negatives the first `k`."""
+    """
+    The same prompts and chosen items for all samplers that find enough, and every `k`; and of a row's pool of negatives the
+    first `k`. `held_out` are users and items that are not drawn.
+    """
     sampler = Nearest(item_embeddings(log), top=50) if negatives == "hard" else negatives
     # Few users disliked as many items as are asked for
     drawn = {"negatives": sampler, "num_negatives": max(k, pool), "fewer_negatives": negatives == "disliked"}
     data = build_dataset(log, **drawn, seed=seed, **common)["train"]
-    return limit(data, rows, seed).map(lambda row: {"rejected": row["rejected"][:k]})
+
+    def take(row: dict[str, Any]) -> dict[str, list]:
+        kept = [place for place, item in enumerate(row["rejected_ids"]) if (row["user_id"], item) not in held_out][:k]
+        return {name: [row[name][place] for place in kept] for name in ("rejected", "rejected_ids")}
+
+    return limit(data, rows, seed).map(take)
 
 
 def item_embeddings(log: InteractionLog, size: int = 32) -> Any:

@@ -162,8 +162,10 @@ def load_experiment(file: Path, tiny: bool = False) -> Experiment:
         known = SECTIONS[name.partition(".")[0]]
         for option in section.keys() - set(known):
             raise ValueError(f"`{name}` of {file} has the option {option!r}, but there are only: {', '.join(known)}.")
-    if options.get("baselines") and "test" not in options.get("tune", {}):
-        raise ValueError(f"{file} has `baselines`: `tune.test` has to say which validation rows choose their settings.")
+    if options.get("baselines") and not {"test", "metric"} <= options.get("tune", {}).keys():
+        raise ValueError(
+            f"{file} has `baselines`: `tune.test` and `tune.metric` have to say what chooses their settings."
+        )
     return Experiment(**options, name=file.stem)
 
 

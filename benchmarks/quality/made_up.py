@@ -24,8 +24,9 @@ def write_made_up_data(folder: Path) -> Path:
 def _write_log(folder: Path, titles: list[str], order: list[np.ndarray]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    # As in the real one, some are of the same time
     lines += [
-        f"{user + 1}\t{item + 1}\t{2 if place % 4 == 3 else 5}\t{place}"
+        f"{user + 1}\t{item + 1}\t{2 if place % 4 == 3 else 5}\t{place // 4}"
         for user, items in enumerate(order)
         for place, item in enumerate(items[:20])
     ]

@@ -1,5 +1,6 @@
 """Plots of the results of an experiment."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> N
     """
     # Beside popularity, no difference of models would be seen
     models = [name for name, arm in arms.items() if "difference" in arm and "model" in arm["stages"][0]]
-    compared = dict.fromkeys(arms[name]["against"].partition(",")[0] for name in models)
+    compared = dict.fromkeys(re.split(r", \w+=", arms[name]["against"])[0] for name in models)
     figure, panels = _figure((12 if compared else 9, 1 + 0.32 * len(arms)), columns=2 if compared else 1)
     for place, (name, arm) in enumerate(reversed(arms.items())):
         seeds = [each[metric] for each in arm["seeds"]]

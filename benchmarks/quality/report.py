@@ -258,8 +258,9 @@ def token_counts(start: Path, rows: RankingRows) -> list[np.ndarray]:
 def baseline_of(experiment: Experiment, arms: Sequence[Arm], arm: Arm) -> str | None:
     """
     The arm that another is compared with: the one of the method `against`, or of `evaluate.baseline`, that begins with the
-    same start and learns from the same rows, but for their rejected answers. What is not trained after its start, and classical
-    recommenders, are compared with the first.
+    same start and learns from the same rows, but for their rejected answers; of several, one whose rejected answers are drawn
+    alike, and with most options in common. What is not trained after its start, and classical recommenders, are compared with the
+    first.
 
     Raises:
         `ValueError`: there is none.
@@ -277,7 +278,12 @@ def baseline_of(experiment: Experiment, arms: Sequence[Arm], arm: Arm) -> str | 
     same = [each for each in others if each.start == arm.start and chosen_rows(each) == chosen_rows(arm)]
     if not same:
         raise ValueError(f"{arm.name} of {experiment.name} is compared with {method}, of which no arm has such rows.")
-    return max(same, key=lambda each: sum(arm.rows.get(key) == value for key, value in each.rows.items())).name
+
+    def likeness(other: Arm) -> tuple[bool, int]:
+        shared = sum(arm.rows.get(key) == value for key, value in other.rows.items())
+        return arm.rows.get("negatives") == other.rows.get("negatives"), shared
+
+    return max(same, key=likeness).name
 
 
 def chosen_rows(arm: Arm) -> dict[str, Any]:

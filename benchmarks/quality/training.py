@@ -141,13 +141,14 @@ class Runner:
         task, first = self.task(seed), self.experiment.seeds[0]
         validation = task.validation[self.experiment.tune["test"]]
         tests = {test: rows.content_hash for test, rows in task.test.items()}
-        made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed, "validation": validation.content_hash}
-        made_from |= {"tests": tests, "tuned_with": first}
+        liked = (task.rated if name in OF_RATINGS else task.liked)()
+        metric = self.experiment.tune["metric"]
+        made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed, "learnt": hash_of(liked.rows())}
+        made_from |= {"tests": tests, "validation": validation.content_hash, "metric": metric, "tuned_with": first}
 
         def make(folder: Path) -> dict[str, Any]:
-            liked = (task.rated if name in OF_RATINGS else task.liked)()
             # As those of language models are
-            options = tune_baseline(name, liked, validation, first)
+            options = tune_baseline(name, liked, validation, first, metric)
             score = fit_baseline(name, liked, seed, options)
             for test, rows in task.test.items():
                 (folder / test).mkdir()

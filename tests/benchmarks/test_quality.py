@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from benchmarks.quality.data import (
     TASKS,
     find,
+    hold_out_disliked,
     item_embeddings,
     limit,
     make_task,
@@ -16,6 +19,7 @@ from benchmarks.quality.data import (
     split_users,
     users_of,
     windows,
+    without_ties,
 )
 from benchmarks.quality.experiment import Arm, load_experiment
 from benchmarks.quality.made_up import write_made_up_data
@@ -27,6 +31,7 @@ from benchmarks.quality.training import Runner, read_scores, save_scores
 
 from trl_dmpo import Scorer
 from trl_dmpo.data import load_interactions
+from trl_dmpo.data.log import make_log
 from trl_dmpo.ranking.evaluate import evaluate_scores
 
 
@@ -85,7 +90,7 @@ class TestExperiment:
             ({"starts": {"a": {"trian": {}}}}, r"`starts\.a` of .* has the option 'trian', but there are only: shape"),
             ({"evaluate": {"metric": []}}, "`evaluate` of .* has the option 'metric'"),
             ({"arms": [{"k": 3}]}, "`arms` of trial have no option 'k'"),
-            ({"baselines": ["ease"]}, r"has `baselines`: `tune\.test` has to say which"),
+            ({"baselines": ["ease"]}, r"has `baselines`: `tune\.test` and `tune\.metric`"),
         ],
     )
     def test_errors_name_the_field(self, tmp_path, fields, message):
@@ -115,7 +120,12 @@ class TestPlan:
     def test_each_waits_for_what_it_needs(self, tmp_path):
         methods = {"sft": {}, "dmpo": {"tune": {"beta": [1, 5]}}, "anew": {"like": "dmpo"}}
         arms = [{}, {"method": ["sft", "dmpo", "anew"]}]
-        more = {"seeds": [0, 1], "baselines": ["ease"], "tune": {"test": "t"}, "explain": {"users": 1}}
+        more = {
+            "seeds": [0, 1],
+            "baselines": ["ease"],
+            "tune": {"test": "t", "metric": "mrr"},
+            "explain": {"users": 1},
+        }
         file = write(tmp_path, arms=arms, methods=methods, **more)
         jobs = plan(Runner(load_experiment(file), tmp_path))
         tried = {("trial", "dmpo", (("beta", beta),)) for beta in (1, 5)}
@@ -268,9 +278,43 @@ class TestData:
         rows = task.rows(rows=40, k=2, negatives="disliked")
         for user, rejected in zip(rows["user_id"], rows["rejected"], strict=True):
             assert set(rejected) <= set(disliked[user]) - set(held_out[user])
+        # Nor are they drawn as what a user has not met
+        rows = task.rows(rows=100, k=40, pool=40)
+        for user, rejected in zip(rows["user_id"], rows["rejected"], strict=True):
+            assert not set(rejected) & set(held_out[user])
+
+    def test_disliked_items_are_those_of_the_same_time(self):
+        times = {1: [(1, 1), (2, 1), (3, 5), (4, 1), (5, 5), (6, 2), (7, 5), (8, 3)], 2: [(1, 1), (3, 5), (5, 5)]}
+        taken = [
+            (user, item, place, rating) for user, each in times.items() for place, (item, rating) in enumerate(each)
+        ]
+        items = pl.DataFrame({"item_id": range(1, 9), "title": [f"Film {number}" for number in range(1, 9)]})
+        schema = ["user_id", "item_id", "timestamp", "rating"]
+        log = make_log(pl.DataFrame(taken, schema=schema, orient="row"), items, "films")
+        test, validation = (
+            SimpleNamespace(columns={"user_id": [1, 2], "chosen_id": chosen}) for chosen in ([7, 5], [3, 3])
+        )
+        assert hold_out_disliked(log, 2, test, validation) == [{1: [6, 8]}, {1: [2, 4]}]
+        assert hold_out_disliked(log, 1, validation, test) == [{1: [2]}, {1: [6]}]
+
+    def test_what_is_of_one_time_is_in_no_order(self):
+        taken = pl.DataFrame(
+            {"user_id": [1] * 200, "item_id": range(200), "timestamp": [place // 50 for place in range(200)]}
+        )
+        items = pl.DataFrame({"item_id": range(200), "title": [f"Film {number}" for number in range(200)]})
+        log = make_log(taken, items, "films")
+        found = without_ties(log)
+        times = found.interactions["timestamp"]
+        assert times.n_unique() == 200
+        assert times.is_sorted()
+        order = found.interactions["item_id"].to_numpy()
+        assert (np.diff(order // 50) >= 0).all()
+        assert np.mean(np.diff(order) > 0) < 0.6
+        assert sorted(order.tolist()) == list(range(200))
+        assert without_ties(log).interactions.equals(found.interactions)
 
     def test_nobody_disliked_so_many(self, folder):
-        with pytest.raises(ValueError, match="no user of the rows rated four times as many items low"):
+        with pytest.raises(ValueError, match="no user of the rows rated twice as many items low"):
             make_task({"kind": "sequence", "source": "ml-100k", "disliked": 9}, 0, [folder])
 
     def test_of_items_with_one_title_the_chosen_one_is_ranked(self, folder, tmp_path):
@@ -393,6 +437,8 @@ class TestFigures:
             {"method": "dmpo", "rows": {"k": 3, "rows": 20}},
             {"method": "longer", "rows": {"k": 3, "rows": 10}},
             {"method": "sft, longer", "rows": {"k": 1, "rows": 10}},
+            {"method": "sft", "rows": {"k": 3, "rows": 20, "negatives": "disliked"}},
+            {"method": "dmpo", "rows": {"k": 5, "rows": 20, "negatives": ["disliked", "hard"]}},
         ]
         methods = {"sft": {}, "dmpo": {}, "sft, longer": {}, "longer": {"against": "sft, longer"}}
         evaluate = {"baseline": "sft"}
@@ -400,6 +446,8 @@ class TestFigures:
         known = experiment.expand()
         compared = {arm.name: baseline_of(experiment, known, arm) for arm in known}
         assert compared["dmpo, k=3, rows=20"] == "sft, k=1, rows=20"
+        assert compared["dmpo, k=5, negatives=disliked, rows=20"] == "sft, k=3, negatives=disliked, rows=20"
+        assert compared["dmpo, k=5, negatives=hard, rows=20"] == "sft, k=1, rows=20"
         assert compared["longer, k=3, rows=10"] == "sft, longer, k=1, rows=10"
         assert compared["start"] == "sft, k=1, rows=10"
         assert compared["sft, k=1, rows=10"] is None

@@ -18,6 +18,7 @@ SMALL = {
     "ease": {"lamb": 2.0},
     "bpr": {"k": 4, "max_iter": 20},
     "sasrec": {"n_epochs": 2, "embedding_dim": 8, "n_sample": 16},
+    "mean rating": {"max_iter": 20},
     "mf": {"k": 4, "max_iter": 20},
 }
 OPTIONS = {"split": "leave_one_out", "negatives": "uniform", "ranking_negatives": 4, "num_negatives": 1}
@@ -27,7 +28,7 @@ PAIRS = [("ann", [0, 1]), ("bob", [0, 1, 2]), ("cat", [2, 3]), ("dan", [0]), ("e
 
 
 def frame(taken):
-    liked = [(user, item, time, 4.0) for user, items in taken for time, item in enumerate(items)]
+    liked = [(user, item, time, 3.0 + item % 3) for user, items in taken for time, item in enumerate(items)]
     return pl.DataFrame(liked, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
 
 
@@ -137,6 +138,18 @@ def test_mf_learns_what_is_rated_high():
     assert np.array_equal(scores[0], baselines.score_baseline("mf", rated, rows, 0, {"k": 4, "max_iter": 300})[0])
 
 
+def test_mean_rating_is_less_the_mean_of_the_users():
+    """Of users who rate high, and of users who rate low, the ratings of what they do not share say nothing."""
+    of_users = {0: [(0, 5), (1, 4), (2, 3)], 1: [(0, 3), (1, 2), (2, 1), (3, 3)], 2: [(4, 5), (1, 5), (2, 4)]}
+    taken = [(user, item, item, rating) for user, each in of_users.items() for item, rating in each]
+    rated = pl.DataFrame(taken, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+    (scores,) = baselines.score_baseline(
+        "mean rating", rated, rows_of((9, [], [0, 1, 2, 3, 99])), 0, {"max_iter": 2000, "lambda_reg": 0.0}
+    )
+    # By least squares: item 1 is one below item 0, item 2 another one below it, and item 3 is level with item 0
+    np.testing.assert_allclose(scores[:4] - scores[0], [0, -1, -2, 0], atol=0.1)
+
+
 def test_sasrec_learns_what_follows_what(capfd):
     liked = frame([(user, [(user + step) % RING for step in range(9)]) for user in range(60)])
     # Of users whom the rows do not tell: only histories say what comes next
@@ -170,7 +183,7 @@ def test_users_are_known_by_factors_or_by_histories(name):
         ("ann", [0], [3, 2, 99]), ("ann", [1], [3, 2, 99]), ("cat", [0], [0, 1, 99]), ("ann", [0], [0, 1, 99])
     )
     one, other_history, one_user, other_user = baselines.score_baseline(name, frame(PAIRS), rows, 0, SMALL[name])
-    assert np.array_equal(one, other_history) == (name in ("popularity", "bpr", "mf"))
+    assert np.array_equal(one, other_history) == (name in ("popularity", "bpr", "mean rating", "mf"))
     assert np.array_equal(one_user, other_user) == (name not in ("bpr", "mf"))
 
 
