@@ -1,5 +1,6 @@
 """Plots of the results of an experiment."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from .experiment import Experiment
 
 
 COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # told apart by the colour-blind, too
-REFERENCES = ["#888888", "#000000"]
+REFERENCES = ["#000000", "#888888"]
 
 
 def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> None:
@@ -50,28 +51,26 @@ def _estimate(panel: Any, place: int, estimate: Mapping[str, float], seeds: Sequ
 def plot_against(
     results: Mapping[str, Any], experiment: Experiment, option: str, metric: str, title: str, file: Path
 ) -> None:
-    """A line for each method against an option of the rows, with intervals over users; arms without it as levels."""
+    """
+    For each method a line of differences from what it is compared with, against an option of the rows, with intervals over
+    users. Arms that differ in other options, too, are left out; those without this one are levels.
+    """
     lines: dict[str, list[tuple[Any, Mapping[str, float]]]] = {}
-    levels: dict[str, Mapping[str, float]] = {}
-    arms = experiment.expand()
+    levels: dict[str, float] = {}
+    arms = [arm for arm in experiment.expand() if "difference" in results["arms"].get(arm.name, ())]
     methods = [arm.method for arm in arms if _varies(arms, arm.method, option)]
-    others = {
-        key
-        for arm in arms
-        if arm.method in methods
-        for key in arm.rows
-        if arm.rows.keys() - {option} and key != option
-    }
+    others = {key for arm in arms if arm.method in methods for key in arm.rows if key != option}
     usual = {key: _usual([arm.rows.get(key) for arm in arms if arm.method in methods]) for key in others}
     for arm in arms:
-        estimate = results["arms"][arm.name]["metrics"][metric]
+        estimate = results["arms"][arm.name]["difference"][metric]
         if arm.method not in methods:
-            levels[arm.method or "start"] = estimate
+            levels[arm.method or "start"] = estimate["value"]
         elif all(arm.rows.get(key) == value for key, value in usual.items()):
             lines.setdefault(arm.method, []).append((arm.rows[option], estimate))
     figure, (panel,) = _figure((8, 4.8))
-    for colour, (name, estimate) in zip(REFERENCES, levels.items(), strict=False):
-        panel.axhline(estimate["value"], color=colour, linestyle="--", linewidth=1.2, label=name)
+    levels = {experiment.evaluate["baseline"]: 0.0, **levels}
+    for colour, (name, level) in zip(itertools.cycle(REFERENCES), levels.items(), strict=False):
+        panel.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=name)
     for number, (name, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
         places = [place + (number - len(lines) / 2) * 0.12 for place, _ in points]
@@ -80,7 +79,7 @@ def plot_against(
         spread += [[each["high"] - value for value, (_, each) in zip(values, points, strict=True)]]
         panel.errorbar(places, values, spread, color=COLOURS[number], marker="o", capsize=2, label=name)
     panel.set_xlabel(option)
-    panel.set_ylabel(metric)
+    panel.set_ylabel(f"{metric}, less that of {experiment.evaluate['baseline']} on the same rows")
     panel.set_title(title, loc="left")
     panel.grid(axis="y", color="#dddddd")
     panel.legend(frameon=False)

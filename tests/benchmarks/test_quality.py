@@ -24,6 +24,7 @@ from benchmarks.quality.data import (
 from benchmarks.quality.experiment import Arm, load_experiment
 from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
+from benchmarks.quality.plots import plot_against
 from benchmarks.quality.pool import plan
 from benchmarks.quality.report import Figures, adjust, baseline_of, plain, start_of, token_counts
 from benchmarks.quality.stages import Stages, hash_of, read_stage
@@ -456,6 +457,39 @@ class TestFigures:
             baseline_of(experiment, known, other)
         assert start_of(known, other) == "start"
         assert start_of(known, known[0]) is None
+
+    def test_plot_of_differences(self, tmp_path, monkeypatch):
+        from matplotlib import pyplot
+
+        rows = {"rows": 20, "negatives": "disliked"}
+        arms = [
+            {},
+            {"method": "sft", "rows": {**rows, "k": 1}},
+            {"method": "dmpo", "rows": {**rows, "k": [1, 15]}},
+            {"method": "dmpo", "rows": {**rows, "k": 5, "negatives": "hard"}},
+        ]
+        file = write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}, evaluate={"baseline": "sft"})
+        experiment = load_experiment(file)
+        values = {"start": -2, "dmpo, k=1": 1, "dmpo, k=15": 3, "dmpo, k=5": 9}
+        results = {"sft, k=1, negatives=disliked, rows=20": {}}
+        for arm in experiment.expand():
+            for name, value in values.items():
+                if arm.name.startswith(f"{name}, ") or arm.name == name:
+                    difference = {"value": value, "low": value - 1, "high": value + 2}
+                    results[arm.name] = {"difference": {"mrr": difference}}
+        figures = []
+        monkeypatch.setattr(pyplot, "close", figures.append)
+        plot_against({"arms": results}, experiment, "k", "mrr", "title", tmp_path / "plot.png")
+        (panel,) = figures[0].axes
+        drawn = {line.get_label(): line.get_ydata() for line in panel.lines if not line.get_label().startswith("_")}
+        assert {name: list(data) for name, data in drawn.items()} == {"sft": [0, 0], "start": [-2, -2]}
+        (container,) = panel.containers
+        assert container.get_label() == "dmpo"
+        assert list(container.lines[0].get_ydata()) == [1, 3]
+        assert [part.tolist()[0][1] for part in container.lines[2][0].get_segments()] == [0, 2]
+        assert panel.get_ylabel() == "mrr, less that of sft on the same rows"
+        monkeypatch.undo()
+        pyplot.close("all")
 
     def test_scores_are_kept(self, tmp_path):
         scores = [np.array([0.1, -2], np.float32), np.array([3], np.float32)]
