@@ -78,6 +78,7 @@ def plot_against(
         spread = [[value - each["low"] for value, (_, each) in zip(values, points, strict=True)]]
         spread += [[each["high"] - value for value, (_, each) in zip(values, points, strict=True)]]
         panel.errorbar(places, values, spread, color=COLOURS[number], marker="o", capsize=2, label=name)
+    panel.set_xticks(sorted({place for points in lines.values() for place, _ in points}))
     panel.set_xlabel(option)
     panel.set_ylabel(f"{metric}, less that of {experiment.evaluate['baseline']} on the same rows")
     panel.set_title(title, loc="left")

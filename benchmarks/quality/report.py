@@ -78,11 +78,12 @@ def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> lis
     lines = [f"# {experiment.title}", "", f"Written by `python -m benchmarks.quality {experiment.name}`.", ""]
     for name, test in results["tests"].items():
         file = pages / f"{experiment.name}_{slug(name)}.png"
-        plot_arms(test["arms"], metrics[0], f"{name}: {test['rows']:,} rows of {test['users']:,} users", file)
+        title = f"{name}: {test['rows']:,} rows of {test['users']:,} users"
+        plot_arms(test["arms"], metrics[0], title, file)
         lines += [f"## Test: {name}", "", f"{test['rows']:,} rows of {test['users']:,} users.", ""]
         if option:
             against = file.with_stem(f"{file.stem}_{option}")
-            plot_against(test, experiment, option, metrics[0], experiment.title, against)
+            plot_against(test, experiment, option, metrics[0], title, against)
             lines += [f"![{metrics[0]} against {option}]({against.name})", ""]
         lines += [*table(test["arms"], metrics), "", f"![{metrics[0]} of each arm]({file.name})", ""]
         lines += rescored_table(test["arms"], metrics[0])
