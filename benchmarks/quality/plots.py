@@ -53,11 +53,13 @@ def plot_against(
 ) -> None:
     """
     For each method a line of differences from what it is compared with, against an option of the rows, with intervals over
-    users. Arms that differ in other options, too, are left out; those without this one are levels.
+    users. Arms that differ in other options, too, or are compared with another method, are left out; those of one value are levels.
     """
     lines: dict[str, list[tuple[Any, Mapping[str, float]]]] = {}
     levels: dict[str, float] = {}
-    arms = [arm for arm in experiment.expand() if "difference" in results["arms"].get(arm.name, ())]
+    method_of = {arm.name: arm.method for arm in experiment.expand()}
+    against = {name: method_of.get(each.get("against")) for name, each in results["arms"].items()}
+    arms = [arm for arm in experiment.expand() if against.get(arm.name) == experiment.evaluate["baseline"]]
     methods = [arm.method for arm in arms if _varies(arms, arm.method, option)]
     others = {key for arm in arms if arm.method in methods for key in arm.rows if key != option}
     usual = {key: _usual([arm.rows.get(key) for arm in arms if arm.method in methods]) for key in others}

@@ -467,16 +467,19 @@ class TestFigures:
             {"method": "sft", "rows": {**rows, "k": 1}},
             {"method": "dmpo", "rows": {**rows, "k": [1, 15]}},
             {"method": "dmpo", "rows": {**rows, "k": 5, "negatives": "hard"}},
+            {"method": ["longer", "other"], "rows": {**rows, "k": 1}},
         ]
-        file = write(tmp_path, arms=arms, methods={"sft": {}, "dmpo": {}}, evaluate={"baseline": "sft"})
+        methods = {"sft": {}, "dmpo": {}, "longer": {}, "other": {"against": "longer"}}
+        file = write(tmp_path, arms=arms, methods=methods, evaluate={"baseline": "sft"})
         experiment = load_experiment(file)
-        values = {"start": -2, "dmpo, k=1": 1, "dmpo, k=15": 3, "dmpo, k=5": 9}
+        values = {"start": -2, "dmpo, k=1": 1, "dmpo, k=15": 3, "dmpo, k=5": 9, "other": 7}
         results = {"sft, k=1, negatives=disliked, rows=20": {}}
         for arm in experiment.expand():
             for name, value in values.items():
                 if arm.name.startswith(f"{name}, ") or arm.name == name:
                     difference = {"value": value, "low": value - 1, "high": value + 2}
-                    results[arm.name] = {"difference": {"mrr": difference}}
+                    against = f"{'longer' if arm.method == 'other' else 'sft'}, k=1, negatives=disliked, rows=20"
+                    results[arm.name] = {"difference": {"mrr": difference}, "against": against}
         figures = []
         monkeypatch.setattr(pyplot, "close", figures.append)
         plot_against({"arms": results}, experiment, "k", "mrr", "title", tmp_path / "plot.png")
