@@ -411,7 +411,7 @@ def make_pairs_task(
 
     def records(name: str) -> list[dict]:
         found = json.loads(find(f"{name}.json", folders).read_text(encoding="utf-8"))
-        return [each | {"instruction": shorten(each["instruction"], max_history)} for each in found]
+        return [each | {"instruction": shorten(each["instruction"], max_history)} for each in map(alike, found)]
 
     def evaluated(name: str) -> tuple[list[dict], list[dict]]:
         rows = records(f"{name}_eval")
@@ -454,6 +454,18 @@ FORMS = ("orders", "titles")
 _HISTORY = re.compile(r"(?P<before>.*?:) (?P<history> <Title:.*> )\. (?P<after>Rank the likelihood .*)", re.DOTALL)
 
 
+_YEAR = re.compile(r"(<Title:[^>]*?)(?: \(\d{4}\))?\s*>")
+
+
+def alike(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the paper with titles as the others have them: only those of tests have years, and some end in a space."""
+
+    def text(value: Any) -> Any:
+        return [text(each) for each in value] if isinstance(value, list) else _YEAR.sub(r"\1>", value)
+
+    return {name: text(value) for name, value in record.items()}
+
+
 def shorten(instruction: str, count: int | None) -> str:
     """An instruction of the paper with only the last `count` titles of its history."""
     found = _HISTORY.fullmatch(instruction)
@@ -465,7 +477,8 @@ def shorten(instruction: str, count: int | None) -> str:
 
 def of_users(records: Sequence[dict], count: int | None, k: int, seed: int) -> list[dict]:
     """
-    The first `k` rows of each of so many users at random; those of a smaller number are among those of a larger one.
+    Of so many users `k` rows each, both at random, for in the files the first rejected items are of another kind than the last.
+    Those of smaller numbers are among those of larger ones.
 
     Raises:
         `ValueError`: there are fewer users, or one has fewer rows.
@@ -479,7 +492,12 @@ def of_users(records: Sequence[dict], count: int | None, k: int, seed: int) -> l
             raise ValueError(f"`rows.{name}` is {asked}, but there are {most}.")
     names = list(rows)
     order = np.random.default_rng(seed).permutation(len(names))[:count]
-    return [record for place in sorted(order) for record in rows[names[place]][:k]]
+
+    def some(place: int) -> list[dict]:
+        own = rows[names[place]]
+        return [own[number] for number in np.random.default_rng([seed, place]).permutation(len(own))[:k]]
+
+    return [record for place in sorted(order.tolist()) for record in some(place)]
 
 
 def make_listed_task(

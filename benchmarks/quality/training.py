@@ -165,7 +165,7 @@ class Runner:
         options = dict(self.experiment.explain)
         rows = self.task(seed).test[options.pop("test")]
         model = self.train(arm, seed, self.settings(arm) if arm.method else {})
-        made_from = {"model": model.name, "rows": rows.content_hash, "options": options}
+        made_from = {"model": model.name, "rows": rows.content_hash, "options": options, "dtype": "float32"}
 
         def make(folder: Path) -> dict[str, Any]:
             users = [
@@ -192,7 +192,8 @@ class Runner:
         task, options = self.task(seed), self.experiment.data
         tokenizer = AutoTokenizer.from_pretrained(model)
         form = {"prompt": options.get("prompt", LINES), "max_history": options.get("max_history", MAX_HISTORY)}
-        return Recommender(load_model(model), tokenizer, task.items(), **form)
+        # What one item less changes may be less than what bfloat16 rounds away
+        return Recommender(load_model(model, dtype="float32"), tokenizer, task.items(), **form)
 
 
 def content_hash(rows: Any, columns: tuple[str, ...]) -> str:
@@ -253,7 +254,7 @@ def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, 
     )
 
 
-def load_model(folder: Path, trainable: bool = False) -> Any:
+def load_model(folder: Path, trainable: bool = False, dtype: str = DTYPE) -> Any:
     """The model of a stage."""
     if not (folder / "adapter_config.json").exists():
         from transformers import AutoModelForCausalLM
@@ -261,7 +262,7 @@ def load_model(folder: Path, trainable: bool = False) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder)
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=DTYPE)
+    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=dtype)
 
 
 def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import pytest
 import yaml
 from benchmarks.quality.data import (
     TASKS,
+    alike,
     find,
     hold_out_disliked,
     item_embeddings,
     limit,
     make_task,
+    of_users,
     shorten,
     split_users,
     users_of,
@@ -344,6 +346,21 @@ class TestData:
         assert {len(row) for row in task.rows(form="titles", k=3)["rejected"]} == {3}
         with pytest.raises(ValueError, match=r"`rows\.users` is 21, but there are 20"):
             task.rows(form="titles", users=21)
+        one, three = (task.rows(form="titles", k=k) for k in (1, 3))
+        assert all(set(few) < set(more) for few, more in zip(one["rejected"], three["rejected"], strict=True))
+        numbered = [
+            {"instruction": f"Seen: {user} . Rank", "number": number} for user in range(50) for number in range(5)
+        ]
+        assert {each["number"] for each in of_users(numbered, None, 1, 0)} == set(range(5))
+
+    def test_titles_are_alike(self):
+        record = {
+            "instruction": " <Title:Alien (1979)>  <Title:Big > .",
+            "input": "",
+            "output": ["<Title:1984 (1984)>", "<Title:M (or 2)>"],
+        }
+        expected = [" <Title:Alien>  <Title:Big> .", "", ["<Title:1984>", "<Title:M (or 2)>"]]
+        assert list(alike(record).values()) == expected
 
     def test_validation_is_no_test(self, folder):
         for options in (
