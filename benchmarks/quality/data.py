@@ -532,8 +532,10 @@ def make_listed_task(
     """
     path = find(file, folders)
     records = json.loads(path.read_text(encoding="utf-8"))
-    read = as_lines(records) if form == "lines" else load_rows(path, "llara", domain="artist")
-    read = read.add_column("user_id", users_of(records))
+    users = users_of(records)
+    records = in_no_order(records, users)
+    read = as_lines(records) if form == "lines" else load_rows(records, "llara", domain="artist")
+    read = read.add_column("user_id", users)
     validation, test, rest = split_users(read["user_id"][:], [validation_users, test_users], rows_of_user)
     train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]
 
@@ -603,6 +605,38 @@ def users_of(records: Sequence[Mapping[str, Any]]) -> list[int]:
                 low, high = sorted((root(row), root(other)))
                 user[high] = low
     return [root(row) for row in range(len(records))]
+
+
+def in_no_order(records: Sequence[Mapping[str, Any]], users: Sequence[int]) -> list[dict[str, Any]]:
+    """
+    The rows of each user made anew from the same items in an order at random, with as long histories and as many candidates,
+    listed at random.
+
+    The file of Last.fm has the items of all users in one order, which is not that of time: an item's place in it tells the
+    answer. Rejected are what the user's rows list that is in none of the user's histories, and if that is too little, what others'
+    do.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, user in enumerate(users):
+        rows.setdefault(user, []).append(row)
+    listed = list(dict.fromkeys(title for record in records for title in record["itemList"]))
+    found: list[dict[str, Any]] = [{}] * len(records)
+    for user, own in rows.items():
+        generator = np.random.default_rng(user)
+        taken = dict.fromkeys(
+            title for row in own for title in (*history_of(records[row]), records[row]["trueSelection"])
+        )
+        near = dict.fromkeys(title for row in own for title in records[row]["itemList"] if title not in taken)
+        order = generator.permutation(list(taken)).tolist()
+        for number, row in enumerate(reversed(own)):
+            place = len(order) - 1 - number % (len(order) - 1)
+            history = order[max(0, place - len(history_of(records[row]))) : place]
+            count = len(dict.fromkeys(records[row]["itemList"])) - 1
+            others = [*generator.permutation(list(near)).tolist(), *generator.permutation(listed).tolist()]
+            rejected = list(dict.fromkeys(title for title in others if title not in taken))[:count]
+            candidates = generator.permutation([order[place], *rejected]).tolist()
+            found[row] = {"historyList": history, "itemList": candidates, "trueSelection": order[place]}
+    return found
 
 
 def split_users(users: Sequence[int], counts: Sequence[int], most: int) -> list[list[int]]:

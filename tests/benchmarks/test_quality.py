@@ -1,6 +1,7 @@
 """The harness of `benchmarks/quality`."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from benchmarks.quality.data import (
     alike,
     find,
     hold_out_disliked,
+    in_no_order,
     item_embeddings,
     limit,
     make_task,
@@ -375,6 +377,40 @@ class TestData:
         rows = [("a::b::c", "d"), ("x::y::z", "d"), ("b::c::d::e", "f"), ("a::b::c::d", "e"), ("a::b::c", "d")]
         records = [{"historyList": history, "trueSelection": answer} for history, answer in rows]
         assert users_of(records) == [0, 1, 0, 0, 0]
+
+    def test_rows_in_no_order(self):
+        titles = [f"Artist {number:03}" for number in range(400)]
+        records, users = [], []
+        for user in range(20):
+            own = titles[user * 15 : user * 15 + 14]
+            for place in range(10, 14):
+                listed = [own[place], *titles[300 + user : 304 + user], own[0]]
+                records.append(
+                    {
+                        "historyList": "::".join(own[place - 10 : place]),
+                        "itemList": listed,
+                        "trueSelection": own[place],
+                    }
+                )
+                users.append(user * 4)
+        found = in_no_order(records, users)
+        assert found == in_no_order(records, users)
+        assert in_no_order(found, users) != found
+        places = []
+        for user, old, new in zip(users, records, found, strict=True):
+            own = set(titles[user // 4 * 15 : user // 4 * 15 + 14])
+            assert {*new["historyList"], new["trueSelection"]} <= own
+            assert len(set(new["historyList"])) == 10
+            assert set(new["itemList"]) & own == {new["trueSelection"]}
+            assert set(new["itemList"]) >= set(old["itemList"][1:5])
+            assert len(set(new["itemList"])) == 6
+            places.append(new["itemList"].index(new["trueSelection"]))
+        assert set(places) == set(range(6))
+        for (one, first), (other, second) in pairwise(zip(users, found, strict=True)):
+            if one == other:  # windows that slide, as they did
+                assert second["historyList"] == [*first["historyList"][1:], first["trueSelection"]]
+        after = [new["trueSelection"] > max(new["historyList"]) for new in found]
+        assert np.mean(after) < 0.3  # all of them were
 
     def test_users_are_not_split(self):
         users = [0, 0, 0, 3, 3, 5, 6, 6, 6, 6]
