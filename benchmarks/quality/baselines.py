@@ -25,6 +25,8 @@ from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 from trl_dmpo.ranking.rows import RankingRows
 
 
+# Of all metrics
+CUTOFFS = (1, 5, 10, 20)
 # What to choose from, by the names that cornac has for it; the first of each is the default
 GRIDS: dict[str, dict[str, list]] = {
     "popularity": {},
@@ -94,7 +96,7 @@ def refuse_leaks(liked: pl.DataFrame, rows: RankingRows) -> None:
         user, item = min(leaks)
         raise ValueError(
             f"A leak: what may be learnt from has item {item!r} of user {user!r}, a target of {rows.name} "
-            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and `liked` by `liked_before`."
+            f"({len(leaks)} such). Make the rows with `split='leave_one_out'`, and learn from what is before them alone."
         )
 
 
@@ -192,7 +194,7 @@ def tune_baseline(
 
     def value(options: Mapping[str, Any]) -> float:
         scores = score_baseline(name, liked, validation, seed, options)
-        return float(ranking_metrics(*pad_candidates(scores, validation.labels), [1, 5, 10, 20])[metric].mean())
+        return float(ranking_metrics(*pad_candidates(scores, validation.labels), CUTOFFS)[metric].mean())
 
     return max(settings, key=value)
 

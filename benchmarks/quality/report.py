@@ -16,6 +16,7 @@ from trl_dmpo.ranking.intervals import bootstrap_means, holm, paired_tests
 from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 from trl_dmpo.ranking.rows import RankingRows
 
+from .baselines import CUTOFFS
 from .experiment import Arm, Experiment
 from .faithfulness import faithfulness_table, plot_faithfulness, summarise_faithfulness
 from .plots import plot_against, plot_arms
@@ -23,7 +24,6 @@ from .stages import read_stage
 from .training import Runner, read_scores
 
 
-CUTOFFS = (1, 5, 10, 20)
 Scores = list[np.ndarray]
 
 

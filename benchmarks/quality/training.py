@@ -13,6 +13,7 @@ import polars as pl
 
 from trl_dmpo.ranking.rows import RankingRows
 
+from .baselines import CUTOFFS
 from .data import LINES, MAX_HISTORY, Task, make_task
 from .experiment import Arm, Experiment
 from .models import make_model, make_tokenizer, quiet, run, train_language_model
@@ -255,7 +256,7 @@ def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, 
 
 
 def load_model(folder: Path, trainable: bool = False, dtype: str = DTYPE) -> Any:
-    """The model of a stage."""
+    """The model of a stage; one without an adapter is in float32, as it was written."""
     if not (folder / "adapter_config.json").exists():
         from transformers import AutoModelForCausalLM
 
@@ -320,4 +321,4 @@ def row_metrics(rows: RankingRows, scores: list[np.ndarray]) -> dict[str, np.nda
     """Metrics of each row."""
     from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 
-    return ranking_metrics(*pad_candidates(scores, rows.labels), [1, 5, 10, 20])
+    return ranking_metrics(*pad_candidates(scores, rows.labels), CUTOFFS)
