@@ -48,10 +48,10 @@ class Task(NamedTuple):
             What settings are chosen by.
         test (`dict[str, RankingRows]`):
             What is reported, never looked at before.
-        liked (`Callable[[], pl.DataFrame]`, *optional*):
-            What a classical recommender may learn from, of a log.
+        liked (`Callable[[], pl.DataFrame]`):
+            What a classical recommender may learn from.
         rated (`Callable[[], pl.DataFrame]`, *optional*):
-            The same, with what was not liked.
+            The same, with what was not liked, of a log.
         items (`Callable[[], pl.DataFrame]`, *optional*):
             The catalogue of a log.
     """
@@ -62,7 +62,7 @@ class Task(NamedTuple):
     rows: Callable[..., Dataset]
     validation: dict[str, RankingRows]
     test: dict[str, RankingRows]
-    liked: Callable[[], Any] | None = None
+    liked: Callable[[], Any]
     rated: Callable[[], Any] | None = None
     items: Callable[[], Any] | None = None
 
@@ -431,7 +431,22 @@ def make_pairs_task(
 
     def ranking(given: list[dict], form: str, name: str) -> RankingRows:
         read = load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
-        return dataclasses.replace(load_ranking_rows(read), name=name)
+        found = dataclasses.replace(load_ranking_rows(read), name=name)
+        # The answer is no title otherwise
+        return (
+            with_titles_as_ids(found, [listed(prompt)[0] for prompt in found.prompts]) if form == "titles" else found
+        )
+
+    def liked() -> pl.DataFrame:
+        given = json.loads(find(f"{train}_dpo_5.json", folders).read_text(encoding="utf-8"))
+        chosen = load_rows(list(map(alike, given)), "dmpo", grouped=True, on_invalid_row="drop")
+        histories = [listed(prompt)[0] for prompt in chosen["prompt"]]
+        return as_log(
+            {
+                user: [*seen, title.strip()]
+                for user, (seen, title) in enumerate(zip(histories, chosen["chosen"], strict=True))
+            }
+        )
 
     return Task(
         titles=[],
@@ -446,7 +461,25 @@ def make_pairs_task(
             for name, start in test.items()
             for form in FORMS
         },
+        liked=liked,
     )
+
+
+def with_titles_as_ids(rows: RankingRows, histories: list[list[str]]) -> RankingRows:
+    """The rows with what classical recommenders ask for, in which an item's title stands for its id."""
+    ids = {"history_ids": histories, "candidate_ids": [[title.strip() for title in each] for each in rows.candidates]}
+    users = rows.columns.get("user_id", [f"{rows.name}[{place}]" for place in rows.places])
+    return dataclasses.replace(rows, columns=rows.columns | ids | {"user_id": users})
+
+
+def as_log(taken: Mapping[Any, Sequence[str]]) -> pl.DataFrame:
+    """What users took, each title once, as of [`~benchmarks.quality.baselines.liked_before`]."""
+    found = [
+        (str(user), title, place)
+        for user, titles in taken.items()
+        for place, title in enumerate(dict.fromkeys(titles))
+    ]
+    return pl.DataFrame(found, ["user_id", "item_id", "timestamp"], orient="row")
 
 
 # The paper's: an order of two listed titles is the answer; or one of K + 1 listed titles is, so that K negatives have one prompt
@@ -454,16 +487,24 @@ FORMS = ("orders", "titles")
 _HISTORY = re.compile(r"(?P<before>.*?:) (?P<history> <Title:.*> )\. (?P<after>Rank the likelihood .*)", re.DOTALL)
 
 
-_YEAR = re.compile(r"(<Title:[^>]*?)(?: \(\d{4}\))?\s*>")
+_YEAR = re.compile(r"(<Title:[^>,(]+?)\s*(?:[,(][^>]*)?\(\d{4}\)\s*>")
+_SPACE = re.compile(r"(<Title:[^>]*?)\s+>")
 
 
 def alike(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the paper with titles as the others have them: only those of tests have years, and some end in a space."""
+    """
+    A row of the paper with titles as the others have them. Those of MovieLens in tests have years, and what their training file
+    cuts off, from the first comma or bracket: ", The" tells it nothing. Some end in a space.
+    """
 
     def text(value: Any) -> Any:
-        return [text(each) for each in value] if isinstance(value, list) else _YEAR.sub(r"\1>", value)
+        return [text(each) for each in value] if isinstance(value, list) else _cut(value)
 
     return {name: text(value) for name, value in record.items()}
+
+
+def _cut(text: str) -> str:
+    return _SPACE.sub(r"\1>", _YEAR.sub(r"\1>", text))
 
 
 def shorten(instruction: str, count: int | None) -> str:
@@ -473,6 +514,12 @@ def shorten(instruction: str, count: int | None) -> str:
         return instruction
     titles = found["history"].removeprefix(" <Title:").removesuffix("> ").split(">  <Title:")[-count:]
     return f"{found['before']} {''.join(f' <Title:{title}> ' for title in titles)}. {found['after']}"
+
+
+def listed(prompt: str) -> tuple[list[str], list[str]]:
+    """The titles of a prompt of the paper: of the history, and those to choose from."""
+    history, _, choice = prompt.partition("> . ")
+    return tuple(re.findall(r"<Title:\s*([^>]*?)\s*(?:>|$)", part) for part in (history, choice))
 
 
 def of_users(records: Sequence[dict], count: int | None, k: int, seed: int) -> list[dict]:
@@ -535,7 +582,7 @@ def make_listed_task(
     users = users_of(records)
     records = in_no_order(records, users)
     read = as_lines(records) if form == "lines" else load_rows(records, "llara", domain="artist")
-    read = read.add_column("user_id", users)
+    read = read.add_column("user_id", list(map(str, users))).add_column("history_ids", list(map(history_of, records)))
     validation, test, rest = split_users(read["user_id"][:], [validation_users, test_users], rows_of_user)
     train = [rest[place] for place in np.random.default_rng(seed).permutation(len(rest))[:train_rows]]
 
@@ -557,13 +604,26 @@ def make_listed_task(
 
         return chosen.map(first, load_from_cache_file=False).remove_columns("candidates")
 
+    def ranking(places: list[int]) -> dict[str, RankingRows]:
+        found = dataclasses.replace(load_ranking_rows(read.select(places)), name=form)
+        return {form: with_titles_as_ids(found, found.columns["history_ids"])}
+
+    def liked() -> pl.DataFrame:
+        taken: dict[str, list[str]] = {}
+        for place in rest:
+            taken.setdefault(read["user_id"][place], []).extend(
+                [*history_of(records[place]), records[place]["trueSelection"]]
+            )
+        return as_log(taken)
+
     return Task(
         titles=titles,
         texts=lambda: read.select(train),
         validation_texts=lambda: read.select(validation),
         rows=rows,
-        validation={form: dataclasses.replace(load_ranking_rows(read.select(validation)), name=form)},
-        test={form: dataclasses.replace(load_ranking_rows(read.select(test)), name=form)},
+        validation=ranking(validation),
+        test=ranking(test),
+        liked=liked,
     )
 
 

@@ -215,7 +215,9 @@ def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, t
             for seed, model, folder, each in zip(experiment.seeds, models, folders, scored, strict=True)
         ]
     for name in experiment.baselines:
-        folders = [runner.baseline(name, seed)[test] for seed in experiment.seeds]
+        folders = [runner.baseline(name, seed).get(test) for seed in experiment.seeds]
+        if None in folders:
+            continue
         found[name] = [read_scores(folder) for folder in folders], [None] * len(folders)
         stages[name] = [
             {"seed": seed, "scores": folder.parent.name}
@@ -338,7 +340,12 @@ class Figures:
         }
 
     def compare(self, other: "Figures") -> dict[str, dict[str, float]]:
-        found = paired_tests(self.per_row, other.per_row, self.users)
+        # Only language models give answers by themselves
+        ours, theirs = (
+            {name: one.per_row[name] for name in one.per_row if name in two.per_row}
+            for one, two in ((self, other), (other, self))
+        )
+        found = paired_tests(ours, theirs, self.users)
         return {name: each.difference._asdict() | {"p": each.p_value} for name, each in found.items()}
 
 
@@ -351,9 +358,10 @@ def mean_of(values: Sequence[Any]) -> np.ndarray:
 def adjust(results: Mapping[str, dict[str, Any]]) -> None:
     """Adds p-values that are adjusted for all comparisons of a metric in the test set (Holm)."""
     compared = [each["difference"] for each in results.values() if "difference" in each]
-    for metric in compared[0] if compared else ():
-        adjusted = holm([each[metric]["p"] for each in compared]).tolist()
-        for each, p in zip(compared, adjusted, strict=True):
+    for metric in dict.fromkeys(metric for each in compared for metric in each):
+        having = [each for each in compared if metric in each]
+        adjusted = holm([each[metric]["p"] for each in having]).tolist()
+        for each, p in zip(having, adjusted, strict=True):
             each[metric]["p_holm"] = p
 
 

@@ -55,6 +55,8 @@ class Runner:
     def _start(self, name: str, seed: int) -> Path:
         """The model that arms begin with: a folder with weights, or with an adapter, and a tokenizer."""
         options = self.experiment.starts[name]
+        if "model" in options and not options.get("train"):
+            seed = self.experiment.seeds[0]  # A new adapter changes nothing, whatever is drawn for it
         task = self.task(seed)
         made_from = {"start": options, "seed": seed}
         if "shape" in options:
@@ -136,12 +138,16 @@ class Runner:
         return {name: self.score(model, rows) for name, rows in tests.items()}
 
     def baseline(self, name: str, seed: int) -> dict[str, Path]:
-        """The scores of a classical recommender for each test set, with settings chosen by the validation rows."""
+        """
+        The scores of a classical recommender for each test set in which answers are items, with settings chosen by the
+        validation rows.
+        """
         from .baselines import GRIDS, OF_RATINGS, fit_baseline, tune_baseline
 
         task, first = self.task(seed), self.experiment.seeds[0]
         validation = task.validation[self.experiment.tune["test"]]
-        tests = {test: rows.content_hash for test, rows in task.test.items()}
+        scored = {test: rows for test, rows in task.test.items() if "candidate_ids" in rows.columns}
+        tests = {test: rows.content_hash for test, rows in scored.items()}
         liked = (task.rated if name in OF_RATINGS else task.liked)()
         metric = self.experiment.tune["metric"]
         made_from = {"baseline": name, "grid": GRIDS[name], "seed": seed, "learnt": hash_of(liked.rows())}
@@ -151,13 +157,13 @@ class Runner:
             # As those of language models are
             options = tune_baseline(name, liked, validation, first, metric)
             score = fit_baseline(name, liked, seed, options)
-            for test, rows in task.test.items():
+            for test, rows in scored.items():
                 (folder / test).mkdir()
                 save_scores(score(rows), folder / test)
             return {"options": options}
 
         folder = self.stages.get("baseline", made_from, make)
-        return {test: folder / test for test in task.test}
+        return {test: folder / test for test in scored}
 
     def explain(self, arm: Arm, seed: int) -> Path:
         """Whether explanations of an arm are faithful: a table for users of the test, and some cases to look at."""

@@ -1,6 +1,7 @@
 """The harness of `benchmarks/quality`."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from benchmarks.quality.baselines import fit_baseline
 from benchmarks.quality.data import (
     TASKS,
     alike,
@@ -17,6 +19,7 @@ from benchmarks.quality.data import (
     in_no_order,
     item_embeddings,
     limit,
+    listed,
     make_task,
     of_users,
     shorten,
@@ -357,12 +360,46 @@ class TestData:
 
     def test_titles_are_alike(self):
         record = {
-            "instruction": " <Title:Alien (1979)>  <Title:Big > .",
+            "instruction": " <Title:Alien (1979)>  <Title:Sting, The (1973)>  <Title:Big > .",
             "input": "",
-            "output": ["<Title:1984 (1984)>", "<Title:M (or 2)>"],
+            "output": ["<Title:Red Violin, The (Le Violon rouge) (1998)>", "<Title:M (or 2)>", "<Title:1984 (1984)>"],
         }
-        expected = [" <Title:Alien>  <Title:Big> .", "", ["<Title:1984>", "<Title:M (or 2)>"]]
+        expected = [
+            " <Title:Alien>  <Title:Sting>  <Title:Big> .",
+            "",
+            ["<Title:Red Violin>", "<Title:M (or 2)>", "<Title:1984>"],
+        ]
         assert list(alike(record).values()) == expected
+
+    def test_titles_of_a_prompt(self):
+        prompt = "Films:  <Title:A>  <Title:B: C > . Which of these?  <Title:D>  <Title:A>  Answer:"
+        assert listed(prompt) == (["A", "B: C"], ["D", "A"])
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "max_history": 2},
+            {"kind": "listed", "file": "llara/lastfm_val.json", "validation_users": 10, "test_users": 20},
+        ],
+        ids=lambda options: options["kind"],
+    )
+    def test_what_classical_recommenders_learn(self, folder, options):
+        options |= {"validation_rows": 10} if options["kind"] == "pairs" else {}
+        task = make_task(options, 0, [folder])
+        liked, rows = task.liked(), next(rows for name, rows in task.test.items() if not name.endswith("orders"))
+        assert not set(liked["user_id"]) & set(rows.columns["user_id"])
+        assert not liked.select("user_id", "item_id").is_duplicated().any()
+        assert all(re.fullmatch(r"(Red|Blue) film \d+", title) for title in liked["item_id"])
+        for prompt, seen, ids, candidates in zip(
+            rows.prompts, rows.columns["history_ids"], rows.columns["candidate_ids"], rows.candidates, strict=True
+        ):
+            assert seen == [title for title in seen if title in prompt]
+            assert ids == [title.strip() for title in candidates]
+            assert len(seen) == 2 if options["kind"] == "pairs" else len(seen) > 0
+        counts = dict(liked["item_id"].value_counts().iter_rows())
+        for ids, scores in zip(rows.columns["candidate_ids"], fit_baseline("popularity", liked, 0)(rows), strict=True):
+            known = [place for place, title in enumerate(ids) if title in counts]
+            assert np.array_equal(scores[known], [counts[ids[place]] for place in known])
 
     def test_validation_is_no_test(self, folder):
         for options in (
@@ -440,6 +477,21 @@ class TestData:
             limit(sequence.rows(rows=120, k=1), 1000, 0)
 
 
+class TestRunner:
+    def test_a_baseline_ranks_items_alone(self, folder, tmp_path):
+        runner = Runner(load_experiment(PRESETS / "few_shot.yaml", tiny=True), tmp_path, (folder,))
+        assert list(runner.baseline("popularity", 0)) == ["movielens, titles", "amazon, titles"]
+        assert {name.partition(", ")[2] for name in runner.task(0).test} == {"orders", "titles"}
+
+    def test_what_is_not_trained_has_no_seed(self, folder, tmp_path, monkeypatch):
+        experiment = load_experiment(PRESETS / "few_shot.yaml")
+        experiment.data |= {"validation_rows": 5, "test_rows": 5}
+        runner = Runner(experiment, tmp_path, (folder,))
+        monkeypatch.setattr(runner.stages, "get", lambda name, made_from, make: made_from)
+        assert runner.start("base", 0) == runner.start("base", 1)
+        assert runner.start("orders", 0) != runner.start("orders", 1)
+
+
 class TestFigures:
     def test_one_seed_is_an_evaluation(self, sequence):
         rows = sequence.test["sampled"]
@@ -476,13 +528,22 @@ class TestFigures:
         rows = sequence.test["sampled"]
         scores = [np.zeros(len(row)) for row in rows.candidates]
         right = [row[label] for row, label in zip(rows.candidates, rows.labels, strict=True)]
-        metrics = Figures(rows, [scores] * 2, [right, ["nothing"] * len(rows)]).summary()["metrics"]
+        figures = Figures(rows, [scores] * 2, [right, ["nothing"] * len(rows)])
+        metrics = figures.summary()["metrics"]
         assert metrics["generated_hit_rate"]["value"] == metrics["generated_valid_ratio"]["value"] == 0.5
+        none = Figures(rows, [scores])
+        assert figures.compare(none).keys() == none.compare(figures).keys() == none.compare(none).keys()
+        assert figures.compare(figures).keys() - none.compare(none).keys() == {
+            "generated_hit_rate",
+            "generated_valid_ratio",
+        }
 
     def test_adjusted_for_all_comparisons(self):
-        results = {"a": {}, "b": {"difference": {"m": {"p": 0.01}}}, "c": {"difference": {"m": {"p": 0.03}}}}
+        some = {"m": {"p": 0.01}, "of some": {"p": 0.04}}
+        results = {"a": {}, "b": {"difference": some}, "c": {"difference": {"m": {"p": 0.03}}}}
         adjust(results)
         assert [results[name]["difference"]["m"]["p_holm"] for name in "bc"] == [0.02, 0.03]
+        assert some["of some"]["p_holm"] == 0.04
 
     def test_what_an_arm_is_compared_with(self, tmp_path):
         arms = [
