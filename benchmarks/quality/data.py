@@ -387,7 +387,7 @@ def make_pairs_task(
     folders: Sequence[Path] = (),
     max_history: int | None = None,
     validation_rows: int = 200,
-    test_rows: int | None = None,
+    test_rows: int | Mapping[str, int] | None = None,
 ) -> Task:
     """
     Which of two items a user will watch, from files of the DMPO paper.
@@ -405,9 +405,12 @@ def make_pairs_task(
             Keep only so many titles of a history, the last.
         validation_rows (`int`, *optional*, defaults to `200`):
             Rows of the test files of `train` that settings are chosen by.
-        test_rows (`int`, *optional*):
-            How many of the others to test on. By default all.
+        test_rows (`int` or `Mapping[str, int]`, *optional*):
+            How many of the others to test on, or of each of `test`. By default all.
     """
+    most = test_rows if isinstance(test_rows, Mapping) else dict.fromkeys(test, test_rows)
+    if most.keys() - test.keys():
+        raise ValueError(f"`data.test_rows` has {min(most.keys() - test.keys())!r}, but there are: {', '.join(test)}.")
 
     def records(name: str) -> list[dict]:
         found = json.loads(find(f"{name}.json", folders).read_text(encoding="utf-8"))
@@ -416,10 +419,9 @@ def make_pairs_task(
     def evaluated(name: str) -> tuple[list[dict], list[dict]]:
         rows = records(f"{name}_eval")
         order = np.random.default_rng(0).permutation(len(rows))
-        last = None if test_rows is None else validation_rows + test_rows
-        return [rows[place] for place in order[:validation_rows]], [
-            rows[place] for place in order[validation_rows:last]
-        ]
+        parts = order[:validation_rows], order[validation_rows:]
+        validated, tested = ([rows[place] for place in part] for part in parts)
+        return validated, tested
 
     def rows(form: str, users: int | None = None, k: int = 5) -> Dataset:
         # The files of other K may have other users
@@ -457,7 +459,7 @@ def make_pairs_task(
         rows=rows,
         validation={form: ranking(evaluated(train)[0], form, form) for form in FORMS},
         test={
-            f"{name}, {form}": ranking(evaluated(start)[1], form, f"{name}, {form}")
+            f"{name}, {form}": ranking(evaluated(start)[1][: most.get(name)], form, f"{name}, {form}")
             for name, start in test.items()
             for form in FORMS
         },

@@ -401,6 +401,17 @@ class TestData:
             known = [place for place, title in enumerate(ids) if title in counts]
             assert np.array_equal(scores[known], [counts[ids[place]] for place in known])
 
+    def test_rows_of_each_test(self, folder):
+        options = {"kind": "pairs", "train": "dmpo/ml_1m", "test": dict.fromkeys("abc", "dmpo/ml_1m")}
+        task = make_task(options | {"validation_rows": 10, "test_rows": {"a": 3, "b": 7}}, 0, [folder])
+        few, more, rest = (task.test[f"{name}, titles"] for name in "abc")
+        assert (len(few), len(more)) == (3, 7)
+        assert few.prompts == more.prompts[:3] == rest.prompts[:3]
+        everything = make_task(options | {"validation_rows": 10}, 0, [folder])
+        assert len(rest) == len(everything.test["a, titles"]) > 7
+        with pytest.raises(ValueError, match=r"`data\.test_rows` has 'd', but there are: a, b, c"):
+            make_task(options | {"test_rows": {"d": 3}}, 0, [folder])
+
     def test_validation_is_no_test(self, folder):
         for options in (
             {"kind": "pairs", "train": "dmpo/ml_1m", "test": {"same": "dmpo/ml_1m"}, "validation_rows": 10},
@@ -485,7 +496,7 @@ class TestRunner:
 
     def test_what_is_not_trained_has_no_seed(self, folder, tmp_path, monkeypatch):
         experiment = load_experiment(PRESETS / "few_shot.yaml")
-        experiment.data |= {"validation_rows": 5, "test_rows": 5}
+        experiment.data |= {"validation_rows": 5, "test_rows": {}}
         runner = Runner(experiment, tmp_path, (folder,))
         monkeypatch.setattr(runner.stages, "get", lambda name, made_from, make: made_from)
         assert runner.start("base", 0) == runner.start("base", 1)
