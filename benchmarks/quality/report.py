@@ -153,6 +153,8 @@ def choice_of(runner: Runner, method: str) -> dict[str, Any]:
     """The settings of a method, and the figure of the validation rows for each that there was to choose from."""
     like = runner.experiment.methods[method].get("like", method)
     trials = [trial for trial in runner.trials(like) if trial]
+    # Those of a method like another stand beside that one
+    trials = trials if like == method else []
     tried = [trial | {runner.experiment.tune["metric"]: runner.value_of(like, trial)} for trial in trials]
     return {"settings": runner.settings(Arm("", method, "", {})), "tried": tried}
 
