@@ -423,26 +423,31 @@ def make_pairs_task(
         validated, tested = ([rows[place] for place in part] for part in parts)
         return validated, tested
 
-    def rows(form: str, users: int | None = None, k: int = 5) -> Dataset:
+    def read(given: list[dict], form: str) -> Dataset:
+        found = load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
+        return found.map(list_in_turn, with_indices=True) if form == "titles" else found
+
+    def rows(form: str, users: int | None = None, k: int = 5, listed: int | None = None) -> Dataset:
         # The files of other K may have other users
-        given = of_users(records(f"{train}_dpo_5"), users, k, seed)
-        return load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
+        found = read(of_users(records(f"{train}_dpo_5"), users, max(k, listed or k), seed), form)
+        return found.map(lambda row: {"rejected": row["rejected"][:k]})
 
     def texts(form: str, users: int | None = None) -> Dataset:
         return rows(form, users, k=1)
 
     def ranking(given: list[dict], form: str, name: str) -> RankingRows:
-        read = load_rows(given, "dmpo", grouped=form == "titles", on_invalid_row="drop")
-        found = dataclasses.replace(load_ranking_rows(read), name=name)
+        found = dataclasses.replace(load_ranking_rows(read(given, form)), name=name)
         # The answer is no title otherwise
         return (
-            with_titles_as_ids(found, [listed(prompt)[0] for prompt in found.prompts]) if form == "titles" else found
+            with_titles_as_ids(found, [titles_of(prompt)[0] for prompt in found.prompts])
+            if form == "titles"
+            else found
         )
 
     def liked() -> pl.DataFrame:
         given = json.loads(find(f"{train}_dpo_5.json", folders).read_text(encoding="utf-8"))
         chosen = load_rows(list(map(alike, given)), "dmpo", grouped=True, on_invalid_row="drop")
-        histories = [listed(prompt)[0] for prompt in chosen["prompt"]]
+        histories = [titles_of(prompt)[0] for prompt in chosen["prompt"]]
         return as_log(
             {
                 user: [*seen, title.strip()]
@@ -453,9 +458,7 @@ def make_pairs_task(
     return Task(
         titles=[],
         texts=texts,
-        validation_texts=lambda form, users=None: load_rows(
-            evaluated(train)[0], "dmpo", grouped=form == "titles", on_invalid_row="drop"
-        ),
+        validation_texts=lambda form, users=None: read(evaluated(train)[0][:100], form),
         rows=rows,
         validation={form: ranking(evaluated(train)[0], form, form) for form in FORMS},
         test={
@@ -515,10 +518,30 @@ def shorten(instruction: str, count: int | None) -> str:
     if count is None or found is None:
         return instruction
     titles = found["history"].removeprefix(" <Title:").removesuffix("> ").split(">  <Title:")[-count:]
-    return f"{found['before']} {''.join(f' <Title:{title}> ' for title in titles)}. {found['after']}"
+    return f"{found['before']} {_as_list(titles)}. {found['after']}"
 
 
-def listed(prompt: str) -> tuple[list[str], list[str]]:
+def list_in_turn(row: Mapping[str, Any], number: int) -> dict[str, str]:
+    """
+    The prompt of a row in which the chosen title is listed first, second, third in turn, the others at random: in the order of the
+    alphabet it is the second of two in 65 of 100 rows, and a model may learn that.
+    """
+    _, given = titles_of(row["prompt"])
+    chosen = row["chosen"].strip()
+    others = [title for title in given if title != chosen]
+    others = [others[place] for place in np.random.default_rng(number).permutation(len(others))]
+    turn = number % len(given)
+    before, old, after = row["prompt"].rpartition(_as_list(given))
+    if not old:
+        raise ValueError(f"The prompt of row {number} does not list {given} in its form: {row['prompt']!r}.")
+    return {"prompt": before + _as_list([*others[:turn], chosen, *others[turn:]]) + after}
+
+
+def _as_list(titles: Sequence[str]) -> str:
+    return "".join(f" <Title:{title}> " for title in titles)
+
+
+def titles_of(prompt: str) -> tuple[list[str], list[str]]:
     """The titles of a prompt of the paper: of the history, and those to choose from."""
     history, _, choice = prompt.partition("> . ")
     return tuple(re.findall(r"<Title:\s*([^>]*?)\s*(?:>|$)", part) for part in (history, choice))
@@ -612,7 +635,7 @@ def make_listed_task(
 
     def liked() -> pl.DataFrame:
         taken: dict[str, list[str]] = {}
-        for place in rest:
+        for place in sorted(train):
             taken.setdefault(read["user_id"][place], []).extend(
                 [*history_of(records[place]), records[place]["trueSelection"]]
             )

@@ -86,6 +86,7 @@ def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> lis
             plot_against(test, experiment, option, metrics[0], title, against)
             lines += [f"![{metrics[0]} against {option}]({against.name})", ""]
         lines += [*table(test["arms"], metrics), "", f"![{metrics[0]} of each arm]({file.name})", ""]
+        lines += contrasts_table(test["contrasts"], metrics[0])
         lines += rescored_table(test["arms"], metrics[0])
     for name, found in results.get("faithfulness", {}).items():
         file = pages / f"{experiment.name}_{slug(name)}_faithfulness.png"
@@ -93,6 +94,18 @@ def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> lis
         lines += [f"## Explanations: {name}", "", f"![Without the named items]({file.name})", ""]
         lines += [faithfulness_table(found), ""]
     return lines + settings_table(results["chosen"], experiment) + starts_table(results["starts"])
+
+
+def contrasts_table(contrasts: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """The differences of what is compared beside the arms' usual comparison."""
+    if not contrasts:
+        return []
+    lines = ["Compared, too:", "", f"| {metric} of | less that of | | p | p, adjusted |", "|---|---|--:|--:|--:|"]
+    for each in contrasts:
+        change = each["difference"][metric]
+        told_p = f"{change['p']:.3f} | {change['p_holm']:.3f}"
+        lines.append(f"| {each['arm']} | {each['less']} | {told(change, '+.3f')} | {told_p} |")
+    return [*lines, ""]
 
 
 def rescored_table(arms: Mapping[str, Any], metric: str) -> list[str]:
@@ -192,11 +205,19 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
             each |= {"against": against, "difference": figures[name].compare(figures[against])}
         if start is not None:
             each["from_start"] = figures[name].compare(figures[start])
-    adjust(results)
+    adjust([each["difference"] for each in results.values() if "difference" in each])
     if experiment.evaluate.get("rescore"):
         for name, found in rescored(runner, rows, arms, {name: each for name, (each, _) in scored.items()}).items():
             results[name]["rescored"] = found
-    return {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash, "arms": results}
+    contrasts = [
+        {"arm": second.name, "less": first.name, "difference": figures[second.name].compare(figures[first.name])}
+        for contrast in experiment.evaluate.get("contrasts", ())
+        for first, second in contrasted(experiment.expand(), contrast)
+        if {first.name, second.name} <= figures.keys()
+    ]
+    adjust([each["difference"] for each in contrasts])
+    about = {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash}
+    return about | {"arms": results, "contrasts": contrasts}
 
 
 def scores_of(runner: Runner, test: str, stages: dict[str, list]) -> dict[str, tuple[list[Scores], list[Any]]]:
@@ -296,6 +317,31 @@ def chosen_rows(arm: Arm) -> dict[str, Any]:
     return {name: value for name, value in arm.rows.items() if name not in ("k", "pool", "negatives")}
 
 
+def contrasted(arms: Sequence[Arm], contrast: Mapping[str, Sequence[Any]]) -> list[tuple[Arm, Arm]]:
+    """
+    Pairs of arms that differ in one option: of the rows, of which negatives may be drawn from pools of different sizes; or in
+    the method, where their rejected answers may differ, too.
+
+    Raises:
+        `ValueError`: there are none.
+    """
+    ((option, (first, second)),) = contrast.items()
+
+    def value(arm: Arm) -> Any:
+        return arm.method if option == "method" else arm.rows.get(option)
+
+    def others(arm: Arm) -> Any:
+        if option == "method":
+            return arm.start, chosen_rows(arm)
+        return arm.start, arm.method, {name: each for name, each in arm.rows.items() if name not in (option, "pool")}
+
+    found = [(one, other) for one in arms for other in arms if (value(one), value(other)) == (first, second)]
+    found = [(one, other) for one, other in found if others(one) == others(other)]
+    if not found:
+        raise ValueError(f"`evaluate.contrasts`: no two arms differ in {option} alone, {first!r} and {second!r}.")
+    return found
+
+
 def start_of(arms: Sequence[Arm], arm: Arm) -> str | None:
     """The arm that is the start of another."""
     found = [each.name for each in arms if each.method is None and each.start == arm.start]
@@ -357,9 +403,8 @@ def mean_of(values: Sequence[Any]) -> np.ndarray:
     return np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan)
 
 
-def adjust(results: Mapping[str, dict[str, Any]]) -> None:
-    """Adds p-values that are adjusted for all comparisons of a metric in the test set (Holm)."""
-    compared = [each["difference"] for each in results.values() if "difference" in each]
+def adjust(compared: Sequence[dict[str, Any]]) -> None:
+    """Adds p-values that are adjusted for all comparisons of a metric (Holm)."""
     for metric in dict.fromkeys(metric for each in compared for metric in each):
         having = [each for each in compared if metric in each]
         adjusted = holm([each[metric]["p"] for each in having]).tolist()

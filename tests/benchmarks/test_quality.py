@@ -19,11 +19,11 @@ from benchmarks.quality.data import (
     in_no_order,
     item_embeddings,
     limit,
-    listed,
     make_task,
     of_users,
     shorten,
     split_users,
+    titles_of,
     users_of,
     windows,
     without_ties,
@@ -33,7 +33,7 @@ from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
 from benchmarks.quality.plots import plot_against
 from benchmarks.quality.pool import plan
-from benchmarks.quality.report import Figures, adjust, baseline_of, plain, start_of, token_counts
+from benchmarks.quality.report import Figures, adjust, baseline_of, contrasted, plain, start_of, token_counts
 from benchmarks.quality.stages import Stages, hash_of, read_stage
 from benchmarks.quality.training import Runner, read_scores, save_scores
 
@@ -121,6 +121,8 @@ class TestExperiment:
         assert all(arm.method is None or arm.method in experiment.methods for arm in experiment.expand())
         arms, baseline = experiment.expand(), experiment.evaluate.get("baseline")
         compared = [baseline_of(experiment, arms, arm) for arm in arms]
+        for contrast in experiment.evaluate.get("contrasts", ()):
+            assert contrasted(arms, contrast)
         assert not baseline or any(compared)
 
 
@@ -351,7 +353,16 @@ class TestData:
         assert {len(row) for row in task.rows(form="titles", k=3)["rejected"]} == {3}
         with pytest.raises(ValueError, match=r"`rows\.users` is 21, but there are 20"):
             task.rows(form="titles", users=21)
+        listed = task.rows(form="titles", k=1, listed=3)
+        assert listed["prompt"][:] == task.rows(form="titles", k=3)["prompt"][:]
+        assert {len(row) for row in listed["rejected"]} == {1}
         one, three = (task.rows(form="titles", k=k) for k in (1, 3))
+        for rows, k in ((one, 1), (listed, 3)):
+            turns = [
+                titles_of(prompt)[1].index(chosen.strip())
+                for prompt, chosen in zip(rows["prompt"], rows["chosen"], strict=True)
+            ]
+            assert turns == [number % (k + 1) for number in range(len(rows))]
         assert all(set(few) < set(more) for few, more in zip(one["rejected"], three["rejected"], strict=True))
         numbered = [
             {"instruction": f"Seen: {user} . Rank", "number": number} for user in range(50) for number in range(5)
@@ -373,7 +384,7 @@ class TestData:
 
     def test_titles_of_a_prompt(self):
         prompt = "Films:  <Title:A>  <Title:B: C > . Which of these?  <Title:D>  <Title:A>  Answer:"
-        assert listed(prompt) == (["A", "B: C"], ["D", "A"])
+        assert titles_of(prompt) == (["A", "B: C"], ["D", "A"])
 
     @pytest.mark.parametrize(
         "options",
@@ -552,7 +563,7 @@ class TestFigures:
     def test_adjusted_for_all_comparisons(self):
         some = {"m": {"p": 0.01}, "of some": {"p": 0.04}}
         results = {"a": {}, "b": {"difference": some}, "c": {"difference": {"m": {"p": 0.03}}}}
-        adjust(results)
+        adjust([each["difference"] for each in results.values() if each])
         assert [results[name]["difference"]["m"]["p_holm"] for name in "bc"] == [0.02, 0.03]
         assert some["of some"]["p_holm"] == 0.04
 
@@ -582,6 +593,24 @@ class TestFigures:
             baseline_of(experiment, known, other)
         assert start_of(known, other) == "start"
         assert start_of(known, known[0]) is None
+
+    def test_contrasts_differ_in_one_option(self, tmp_path):
+        arms = [
+            {},
+            {"method": ["a", "b"], "rows": {"rows": 10, "k": [1, 5]}},
+            {"method": "a", "rows": {"rows": 10, "k": 5, "negatives": "hard", "pool": 7}},
+            {"method": "a", "rows": {"rows": 20, "k": 5}},
+        ]
+        experiment = load_experiment(write(tmp_path, arms=arms, methods={"a": {}, "b": {}}))
+
+        def names(contrast):
+            return [tuple(arm.name for arm in pair) for pair in contrasted(experiment.expand(), contrast)]
+
+        assert names({"k": [1, 5]}) == [(f"{name}, k=1, rows=10", f"{name}, k=5, rows=10") for name in "ab"]
+        assert names({"negatives": [None, "hard"]}) == [("a, k=5, rows=10", "a, k=5, negatives=hard, pool=7, rows=10")]
+        assert ("a, k=1, rows=10", "b, k=5, rows=10") in names({"method": ["a", "b"]})
+        with pytest.raises(ValueError, match=r"no two arms differ in k alone, 1 and 9"):
+            names({"k": [1, 9]})
 
     def test_plot_of_differences(self, tmp_path, monkeypatch):
         from matplotlib import pyplot
