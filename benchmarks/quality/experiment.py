@@ -66,7 +66,7 @@ class Experiment:
             How to choose: `metric`, `test` (which of the validation sets), `rows` (options of the rows), `seed` and `start`.
         evaluate (`dict`):
             `metrics` to show; `baseline`, the method that others are compared with; `generate`, the most tokens of answers that
-            models are to give by themselves, too; `plot`, an option of the rows to plot against; `rescore`,
+            models are to give by themselves, too; `plot`, options of the rows to plot against; `rescore`,
             whether to rank by log-ratios and by log-probabilities of a token, too; `contrasts`, what else is to be compared: from
             an option of the rows, or `method`, to two values, for all arms that differ in it alone.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):

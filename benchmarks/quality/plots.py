@@ -53,7 +53,7 @@ def plot_against(
 ) -> None:
     """
     For each method a line of differences from what it is compared with, against an option of the rows, with intervals over
-    users. Arms that differ in other options, too, or are compared with another method, are left out; those of one value are levels.
+    users. Arms that differ in other options, too, or are compared with another method, are left out; the start is a level.
     """
     lines: dict[str, list[tuple[Any, Mapping[str, float]]]] = {}
     levels: dict[str, float] = {}
@@ -61,26 +61,30 @@ def plot_against(
     against = {name: method_of.get(each.get("against")) for name, each in results["arms"].items()}
     arms = [arm for arm in experiment.expand() if against.get(arm.name) == experiment.evaluate["baseline"]]
     methods = [arm.method for arm in arms if _varies(arms, arm.method, option)]
-    others = {key for arm in arms if arm.method in methods for key in arm.rows if key != option}
+    # More rows are those of more targets of a user
+    given = {"rows", "train_targets"} if option == "rows" else {option}
+    others = {key for arm in arms if arm.method in methods for key in arm.rows if key not in given}
     usual = {key: _usual([arm.rows.get(key) for arm in arms if arm.method in methods]) for key in others}
     for arm in arms:
         estimate = results["arms"][arm.name]["difference"][metric]
-        if arm.method not in methods:
-            levels[arm.method or "start"] = estimate["value"]
-        elif all(arm.rows.get(key) == value for key, value in usual.items()):
+        if arm.method is None:
+            levels["start"] = estimate["value"]
+        elif arm.method in methods and all(arm.rows.get(key) == value for key, value in usual.items()):
             lines.setdefault(arm.method, []).append((arm.rows[option], estimate))
     figure, (panel,) = _figure((8, 4.8))
     levels = {experiment.evaluate["baseline"]: 0.0, **levels}
     for colour, (name, level) in zip(itertools.cycle(REFERENCES), levels.items(), strict=False):
         panel.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=name)
+    values_of = sorted({value for points in lines.values() for value, _ in points})
     for number, (name, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
-        places = [place + (number - len(lines) / 2) * 0.12 for place, _ in points]
+        # Beside one another, so that intervals do not hide each other
+        places = [values_of.index(value) + (number - (len(lines) - 1) / 2) * 0.05 for value, _ in points]
         values = [estimate["value"] for _, estimate in points]
         spread = [[value - each["low"] for value, (_, each) in zip(values, points, strict=True)]]
         spread += [[each["high"] - value for value, (_, each) in zip(values, points, strict=True)]]
         panel.errorbar(places, values, spread, color=COLOURS[number], marker="o", capsize=2, label=name)
-    panel.set_xticks(sorted({place for points in lines.values() for place, _ in points}))
+    panel.set_xticks(range(len(values_of)), [f"{value:,}" for value in values_of])
     panel.set_xlabel(option)
     panel.set_ylabel(f"{metric}, less that of {experiment.evaluate['baseline']} on the same rows")
     panel.set_title(title, loc="left")

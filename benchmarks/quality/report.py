@@ -74,14 +74,14 @@ def write_results(
 
 def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> list[str]:
     """All figures in Markdown, with plots, which are drawn."""
-    metrics, option = experiment.evaluate["metrics"], experiment.evaluate.get("plot")
+    metrics = experiment.evaluate["metrics"]
     lines = [f"# {experiment.title}", "", f"Written by `python -m benchmarks.quality {experiment.name}`.", ""]
     for name, test in results["tests"].items():
         file = pages / f"{experiment.name}_{slug(name)}.png"
         title = f"{name}: {test['rows']:,} rows of {test['users']:,} users"
         plot_arms(test["arms"], metrics[0], title, file)
         lines += [f"## Test: {name}", "", f"{test['rows']:,} rows of {test['users']:,} users.", ""]
-        if option:
+        for option in experiment.evaluate.get("plot", ()):
             against = file.with_stem(f"{file.stem}_{option}")
             plot_against(test, experiment, option, metrics[0], title, against)
             lines += [f"![{metrics[0]} against {option}]({against.name})", ""]

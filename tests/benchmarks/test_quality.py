@@ -622,6 +622,7 @@ class TestFigures:
             {"method": "dmpo", "rows": {**rows, "k": [1, 15]}},
             {"method": "dmpo", "rows": {**rows, "k": 5, "negatives": "hard"}},
             {"method": ["longer", "other"], "rows": {**rows, "k": 1}},
+            {"method": ["sft", "dmpo"], "rows": {**rows, "k": 1, "rows": 80, "train_targets": -1}},
         ]
         methods = {"sft": {}, "dmpo": {}, "longer": {}, "other": {"against": "longer"}}
         file = write(tmp_path, arms=arms, methods=methods, evaluate={"baseline": "sft"})
@@ -630,6 +631,7 @@ class TestFigures:
         results = {"sft, k=1, negatives=disliked, rows=20": {}}
         for arm in experiment.expand():
             for name, value in values.items():
+                value = 5 if arm.rows.get("rows") == 80 else value
                 if arm.name.startswith(f"{name}, ") or arm.name == name:
                     difference = {"value": value, "low": value - 1, "high": value + 2}
                     against = f"{'longer' if arm.method == 'other' else 'sft'}, k=1, negatives=disliked, rows=20"
@@ -645,6 +647,11 @@ class TestFigures:
         assert list(container.lines[0].get_ydata()) == [1, 3]
         assert [part.tolist()[0][1] for part in container.lines[2][0].get_segments()] == [0, 2]
         assert panel.get_ylabel() == "mrr, less that of sft on the same rows"
+        assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "15"]
+        plot_against({"arms": results}, experiment, "rows", "mrr", "title", tmp_path / "plot.png")
+        (container,) = figures[1].axes[0].containers
+        assert list(container.lines[0].get_ydata()) == [1, 5]
+        assert [label.get_text() for label in figures[1].axes[0].get_xticklabels()] == ["20", "80"]
         monkeypatch.undo()
         pyplot.close("all")
 
