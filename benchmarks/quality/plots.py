@@ -68,7 +68,8 @@ def plot_against(
     for arm in arms:
         estimate = results["arms"][arm.name]["difference"][metric]
         if arm.method is None:
-            levels["start"] = estimate["value"]
+            # Of one number of rows it is no level of the others
+            levels |= {"start": estimate["value"]} if option != "rows" else {}
         elif arm.method in methods and all(arm.rows.get(key) == value for key, value in usual.items()):
             lines.setdefault(arm.method, []).append((arm.rows[option], estimate))
     figure, (panel,) = _figure((8, 4.8))
@@ -89,7 +90,7 @@ def plot_against(
     panel.set_ylabel(f"{metric}, less that of {experiment.evaluate['baseline']} on the same rows")
     panel.set_title(title, loc="left")
     panel.grid(axis="y", color="#dddddd")
-    panel.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     _save(figure, file)
 
 
