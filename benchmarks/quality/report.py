@@ -13,15 +13,14 @@ import polars as pl
 from trl_dmpo.ranking.auc import coin_flip_auc, pooled_auc
 from trl_dmpo.ranking.generated import generated_metrics
 from trl_dmpo.ranking.intervals import bootstrap_means, holm, paired_tests
-from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
+from trl_dmpo.ranking.metrics import pad_candidates
 from trl_dmpo.ranking.rows import RankingRows
 
-from .baselines import CUTOFFS
 from .experiment import Arm, Experiment
 from .faithfulness import faithfulness_table, plot_faithfulness, summarise_faithfulness
 from .plots import plot_against, plot_arms
 from .stages import read_stage
-from .training import Runner, read_scores
+from .training import Runner, read_scores, row_metrics
 
 
 Scores = list[np.ndarray]
@@ -65,8 +64,7 @@ def write_results(
         results["faithfulness"] = {arm.name: faithfulness_of(runner, arm) for arm in experiment.explained()}
     for folder in (output, pages):
         folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(results), indent=1, ensure_ascii=False)
-    (output / f"{experiment.name}.json").write_text(f"{text}\n", encoding="utf-8")
+    (output / f"{experiment.name}.json").write_text(as_json(results), encoding="utf-8")
     (pages / f"{experiment.name}.md").write_text("\n".join(page(results, experiment, pages)), encoding="utf-8")
     copy_cases(runner, pages)
     return results
@@ -103,8 +101,8 @@ def contrasts_table(contrasts: Sequence[Mapping[str, Any]], metric: str) -> list
     lines = ["Compared, too:", "", f"| {metric} of | less that of | | p | p, adjusted |", "|---|---|--:|--:|--:|"]
     for each in contrasts:
         change = each["difference"][metric]
-        told_p = f"{change['p']:.3f} | {change['p_holm']:.3f}"
-        lines.append(f"| {each['arm']} | {each['less']} | {told(change, '+.3f')} | {told_p} |")
+        cells = [each["arm"], each["less"], told(change, "+.3f"), told_p(change["p"]), told_p(change["p_holm"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -364,7 +362,7 @@ class Figures:
     def __init__(self, rows: RankingRows, scores: list[Scores], answers: Sequence[list[str] | None] = ()):
         self.users = rows.users
         padded = [pad_candidates(each, rows.labels) for each in scores]
-        self.of_seeds = [ranking_metrics(*each, CUTOFFS) for each in padded]
+        self.of_seeds = [row_metrics(rows, each) for each in scores]
         chosen = [each[label] for each, label in zip(rows.candidates, rows.labels, strict=True)]
         for metrics, given in zip(self.of_seeds, answers, strict=False):
             if given is not None:
@@ -423,7 +421,7 @@ def table(arms: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
         cells.append(told(arm["from_start"][metrics[0]], "+.3f") if "from_start" in arm else "")
         if "difference" in arm:
             change = arm["difference"][metrics[0]]
-            cells += [arm["against"], told(change, "+.3f"), f"{change['p']:.3f}", f"{change['p_holm']:.3f}"]
+            cells += [arm["against"], told(change, "+.3f"), told_p(change["p"]), told_p(change["p_holm"])]
         else:
             cells += [""] * 4
         seconds = [each["training_seconds"] for each in arm["stages"] if "training_seconds" in each]
@@ -435,6 +433,16 @@ def table(arms: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 def told(estimate: Mapping[str, float], form: str = ".3f") -> str:
     value = format(estimate["value"], form)
     return f"{value} ({estimate['low']:{form}} to {estimate['high']:{form}})" if "low" in estimate else value
+
+
+def told_p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def as_json(results: Mapping[str, Any]) -> str:
+    """A line for each innermost object, so that a change of a figure is a change of a line."""
+    text = json.dumps(plain(results), indent=1, ensure_ascii=False)
+    return re.sub(r"\{[^{}\[\]]*\}", lambda found: re.sub(r"\n *", " ", found[0]), text) + "\n"
 
 
 def plain(value: Any) -> Any:

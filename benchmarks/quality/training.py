@@ -324,7 +324,8 @@ def read_scores(folder: Path) -> list[np.ndarray]:
 
 
 def row_metrics(rows: RankingRows, scores: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics of each row."""
+    """Metrics of each row. Those that are the same as another where one candidate is right are left out."""
     from trl_dmpo.ranking.metrics import pad_candidates, ranking_metrics
 
-    return ranking_metrics(*pad_candidates(scores, rows.labels), CUTOFFS)
+    metrics = ranking_metrics(*pad_candidates(scores, rows.labels), CUTOFFS)
+    return {name: each for name, each in metrics.items() if not name.startswith(("recall@", "map@", "mrr@"))}
