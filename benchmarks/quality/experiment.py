@@ -12,7 +12,7 @@ import yaml
 SECTIONS = {
     "starts": ("shape", "vocab_size", "model", "lora", "texts", "train"),
     "tune": ("metric", "test", "rows", "seed", "start"),
-    "evaluate": ("metrics", "baseline", "generate", "plot", "rescore", "contrasts"),
+    "evaluate": ("metrics", "baseline", "generate", "plot", "rescore", "short", "contrasts"),
     "explain": ("start", "test", "users", "candidates", "min_history", "counts", "draws", "methods", "budget"),
 }
 
@@ -67,7 +67,8 @@ class Experiment:
         evaluate (`dict`):
             `metrics` to show; `baseline`, the method that others are compared with; `generate`, the most tokens of answers that
             models are to give by themselves, too; `plot`, options of the rows to plot against; `rescore`,
-            whether to rank by log-ratios and by log-probabilities of a token, too; `contrasts`, what else is to be compared: from
+            whether to rank by log-ratios and by log-probabilities of a token, too; `short`, to compare the rows with a history
+            of fewer items, too; `contrasts`, what else is to be compared: from
             an option of the rows, or `method`, to two values, for all arms that differ in it alone.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
             Seeds of the training rows, of their negatives and of the training.

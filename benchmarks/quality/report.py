@@ -85,6 +85,7 @@ def page(results: Mapping[str, Any], experiment: Experiment, pages: Path) -> lis
             lines += [f"![{metrics[0]} against {option}]({against.name})", ""]
         lines += [*table(test["arms"], metrics), "", f"![{metrics[0]} of each arm]({file.name})", ""]
         lines += contrasts_table(test["contrasts"], metrics[0])
+        lines += short_table(test, metrics[0])
         lines += rescored_table(test["arms"], metrics[0])
     for name, found in results.get("faithfulness", {}).items():
         file = pages / f"{experiment.name}_{slug(name)}_faithfulness.png"
@@ -103,6 +104,24 @@ def contrasts_table(contrasts: Sequence[Mapping[str, Any]], metric: str) -> list
         change = each["difference"][metric]
         cells = [each["arm"], each["less"], told(change, "+.3f"), told_p(change["p"]), told_p(change["p_holm"])]
         lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def short_table(test: Mapping[str, Any], metric: str) -> list[str]:
+    """The usual comparison, of rows with a short history."""
+    if "short" not in test:
+        return []
+    lines = [
+        f"Of the {test['short']} rows with a short history:",
+        "",
+        f"| {metric} of | less that of | | p | p, adjusted |",
+    ]
+    lines.append("|---|---|--:|--:|--:|")
+    for name, arm in test["arms"].items():
+        if "short" in arm:
+            change = arm["short"][metric]
+            cells = [name, arm["against"], told(change, "+.3f"), told_p(change["p"]), told_p(change["p_holm"])]
+            lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -207,6 +226,14 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
     if experiment.evaluate.get("rescore"):
         for name, found in rescored(runner, rows, arms, {name: each for name, (each, _) in scored.items()}).items():
             results[name]["rescored"] = found
+    about = {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash}
+    if "short" in experiment.evaluate:
+        short = np.array([len(history) < experiment.evaluate["short"] for history in rows.columns["history_ids"]])
+        about["short"] = int(short.sum())
+        for name, each in results.items():
+            if "against" in each:
+                each["short"] = figures[name].compare(figures[each["against"]], short)
+        adjust([each["short"] for each in results.values() if "short" in each])
     contrasts = [
         {"arm": second.name, "less": first.name, "difference": figures[second.name].compare(figures[first.name])}
         for contrast in experiment.evaluate.get("contrasts", ())
@@ -214,7 +241,6 @@ def of_test(runner: Runner, test: str) -> dict[str, Any]:
         if {first.name, second.name} <= figures.keys()
     ]
     adjust([each["difference"] for each in contrasts])
-    about = {"rows": len(rows), "users": len(np.unique(rows.users)), "content_hash": rows.content_hash}
     return about | {"arms": results, "contrasts": contrasts}
 
 
@@ -318,7 +344,7 @@ def chosen_rows(arm: Arm) -> dict[str, Any]:
 def contrasted(arms: Sequence[Arm], contrast: Mapping[str, Sequence[Any]]) -> list[tuple[Arm, Arm]]:
     """
     Pairs of arms that differ in one option: of the rows, of which negatives may be drawn from pools of different sizes; or in
-    the method, where their rejected answers may differ, too.
+    the method, where their rejected answers may differ, too, if there are no two with the same.
 
     Raises:
         `ValueError`: there are none.
@@ -337,7 +363,8 @@ def contrasted(arms: Sequence[Arm], contrast: Mapping[str, Sequence[Any]]) -> li
     found = [(one, other) for one, other in found if others(one) == others(other)]
     if not found:
         raise ValueError(f"`evaluate.contrasts`: no two arms differ in {option} alone, {first!r} and {second!r}.")
-    return found
+    alike = [(one, other) for one, other in found if one.rows == other.rows]
+    return alike or found
 
 
 def start_of(arms: Sequence[Arm], arm: Arm) -> str | None:
@@ -385,10 +412,10 @@ class Figures:
             "seeds": [one | other for one, other in zip(seeds, extra, strict=True)],
         }
 
-    def compare(self, other: "Figures") -> dict[str, dict[str, float]]:
+    def compare(self, other: "Figures", of: Any = True) -> dict[str, dict[str, float]]:
         # Only language models give answers by themselves
         ours, theirs = (
-            {name: one.per_row[name] for name in one.per_row if name in two.per_row}
+            {name: np.where(of, one.per_row[name], np.nan) for name in one.per_row if name in two.per_row}
             for one, two in ((self, other), (other, self))
         )
         found = paired_tests(ours, theirs, self.users)

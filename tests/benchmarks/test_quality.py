@@ -33,7 +33,16 @@ from benchmarks.quality.made_up import write_made_up_data
 from benchmarks.quality.models import make_model, make_tokenizer
 from benchmarks.quality.plots import plot_against
 from benchmarks.quality.pool import plan
-from benchmarks.quality.report import Figures, adjust, baseline_of, contrasted, plain, start_of, token_counts
+from benchmarks.quality.report import (
+    Figures,
+    adjust,
+    baseline_of,
+    contrasted,
+    plain,
+    short_table,
+    start_of,
+    token_counts,
+)
 from benchmarks.quality.stages import Stages, hash_of, read_stage
 from benchmarks.quality.training import Runner, read_scores, save_scores
 
@@ -536,6 +545,23 @@ class TestFigures:
         assert difference["value"] == 0.5
         assert difference["p"] < 0.01
 
+    def test_some_of_the_rows(self, sequence):
+        rows = sequence.test["sampled"]
+        best = [np.eye(len(row))[label] for row, label in zip(rows.candidates, rows.labels, strict=True)]
+        worst = [each if place < 3 else -each for place, each in enumerate(best)]
+        few = np.arange(len(rows)) < 4
+        found = Figures(rows, [best]).compare(Figures(rows, [worst]), few)["hit_rate@1"]
+        assert (found["value"], found["n"]) == (0.25, 4)
+        assert Figures(rows, [best]).compare(Figures(rows, [worst]), ~few)["hit_rate@1"]["value"] == 1.0
+
+    def test_rows_with_a_short_history_have_a_table(self):
+        change = {"value": 0.25, "low": 0.125, "high": 0.5, "p": 0.25, "p_holm": 0.0001}
+        arms = {"sft": {}, "dmpo": {"against": "sft", "short": {"mrr": change}}}
+        assert short_table({"arms": arms}, "mrr") == []
+        lines = short_table({"arms": arms, "short": 4}, "mrr")
+        assert lines[0] == "Of the 4 rows with a short history:"
+        assert lines[4:] == ["| dmpo | sft | +0.250 (+0.125 to +0.500) | 0.250 | < 0.001 |", ""]
+
     def test_tokens_are_those_of_the_scorer(self, sequence, tmp_path):
         rows = sequence.test["sampled"]
         tokenizer = make_tokenizer(sequence.titles, 300)
@@ -600,15 +626,17 @@ class TestFigures:
             {"method": ["a", "b"], "rows": {"rows": 10, "k": [1, 5]}},
             {"method": "a", "rows": {"rows": 10, "k": 5, "negatives": "hard", "pool": 7}},
             {"method": "a", "rows": {"rows": 20, "k": 5}},
+            {"method": "c", "rows": {"rows": 20, "k": 1}},
         ]
-        experiment = load_experiment(write(tmp_path, arms=arms, methods={"a": {}, "b": {}}))
+        experiment = load_experiment(write(tmp_path, arms=arms, methods={"a": {}, "b": {}, "c": {}}))
 
         def names(contrast):
             return [tuple(arm.name for arm in pair) for pair in contrasted(experiment.expand(), contrast)]
 
         assert names({"k": [1, 5]}) == [(f"{name}, k=1, rows=10", f"{name}, k=5, rows=10") for name in "ab"]
         assert names({"negatives": [None, "hard"]}) == [("a, k=5, rows=10", "a, k=5, negatives=hard, pool=7, rows=10")]
-        assert ("a, k=1, rows=10", "b, k=5, rows=10") in names({"method": ["a", "b"]})
+        assert names({"method": ["a", "b"]}) == [(f"a, k={k}, rows=10", f"b, k={k}, rows=10") for k in (1, 5)]
+        assert names({"method": ["a", "c"]}) == [("a, k=5, rows=20", "c, k=1, rows=20")]
         with pytest.raises(ValueError, match=r"no two arms differ in k alone, 1 and 9"):
             names({"k": [1, 9]})
 
