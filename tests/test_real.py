@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import SHARED, not_interpreted
+from tests.trainer.test_layouts_agree import leak
 from trl_dmpo import DMPOTrainer, Scorer
 from trl_dmpo.data.formats import load_rows
 from trl_dmpo.ranking.evaluate import score_rows
@@ -59,3 +61,19 @@ def test_a_real_model_ranks_real_rows_exactly(name, count):
                 plain = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
             assert score == pytest.approx(plain[len(tokenizer(prompt)["input_ids"]) - 1 :].sum().item(), abs=1e-3)
     assert scorer._shares
+
+
+@pytest.mark.parametrize("leaks", [False, True], ids=["right mask", "wrong mask"])
+def test_what_a_real_model_rounds_away_in_half_precision_is_no_leak(leaks, make_args, monkeypatch):
+    """
+    Kernels may round the same for a prompt that is laid out alone, in either layout, and otherwise for a shared batch,
+    which has another shape.
+    """
+    if leaks:
+        monkeypatch.setattr("trl_dmpo.trainer.attention._mask", leak)
+    rows = load_rows(FILES["llara"]).select(range(4, 8))
+    model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.bfloat16)
+    trainer = DMPOTrainer(model, args=make_args(reference_free=True, num_negatives=5), train_dataset=rows)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    trainer._decide_layout(trainer.model, batch)
+    assert trainer._sharing_is_exact is not leaks

@@ -92,6 +92,7 @@ def quiet(seed: int) -> dict[str, Any]:
         "seed": seed,
         "use_cpu": True,
         "bf16": False,
+        "gradient_checkpointing": False,
         "logging_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

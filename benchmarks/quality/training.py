@@ -269,7 +269,12 @@ def load_model(folder: Path, trainable: bool = False, dtype: str = DTYPE) -> Any
         return AutoModelForCausalLM.from_pretrained(folder)
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=dtype)
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=dtype)
+    if not trainable:
+        # peft keeps adapters in float32, for their training; in the type of the model they take a third off the time
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(model.dtype)
+    return model
 
 
 def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data.schema import is_message_list
-from ..trainer.sharing import REFUSALS, Measurement, compare_layouts, refused, sharing_obstacle
+from ..trainer.sharing import REFUSALS, Measurement, compare_layouts, refused, rounding_error, sharing_obstacle
 from .forward import TREE_TOKENS, score_repeated, score_shared
 from .token_budget import TokenBudget
 from .token_tree import TokenTree, token_trees
@@ -217,13 +217,15 @@ class Scorer:
             )
 
         repeated = flat(score_repeated, alone)
+        with rounding_error(self.model.get_input_embeddings(), self.model.dtype):
+            perturbed = flat(score_repeated, alone)
         try:
             shared = flat(score_shared, together)
             # One at a time: what a mask hides must not pass for noise
             unshared = torch.cat([flat(score_shared, [row]) for row in alone])
         except REFUSALS as error:
             return refused(error)
-        return compare_layouts(shared, unshared, repeated, self.model.dtype)
+        return compare_layouts(shared, unshared, perturbed, repeated, self.model.dtype)
 
     def _score_all(self, rows: list[Encoded], shares: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Log-probabilities of tokens: rows of like length together, and fewer at a time when memory does not suffice."""

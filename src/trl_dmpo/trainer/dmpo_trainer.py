@@ -425,7 +425,9 @@ class DMPOTrainer(DPOTrainer):
         model.eval()  # dropout differs between any two passes
         try:
             with self._no_grad():
-                measured = measure_sharing(inputs, partial(self._token_logps, model), self._lay_out, dtype)
+                embeddings = self.accelerator.unwrap_model(model).get_input_embeddings()
+                score = partial(self._token_logps, model)
+                measured = measure_sharing(inputs, score, self._lay_out, dtype, embeddings)
         finally:
             model.train(was_training)
         found = gather_object([None if measured.exact else measured.describe()])  # one verdict for all processes

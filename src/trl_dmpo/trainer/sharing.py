@@ -6,7 +6,8 @@ the wrong branch changes little in an untrained model. The measurement speaks fo
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ _SLIDING_WINDOW_MODELS = ("mistral", "mixtral", "phi3", "starcoder2")
 
 # Of the log-probability of a token, on average. Kernels add up in another order when shapes or masks change.
 _NOISE_FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-_NOISE_FACTOR = 5.0
+# Times what kernels and masks differ by where nothing is shared, and times what a rounding error of the embeddings changes
+_KERNEL_FACTOR, _ROUNDING_FACTOR = 5.0, 3.0
 
 # What a forward raises that cannot work with a mask or positions of ours
 REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -77,8 +79,9 @@ class Measurement(NamedTuple):
         difference (`float`):
             Mean absolute difference of a token's log-probability between the layouts, in nats.
         tolerance (`float`):
-            What is taken for noise: 5 times the same difference where nothing is shared, every completion laid out as a
-            tree of its own, or the noise of the dtype if that is more.
+            What is taken for noise, the largest of: 5 times the same difference where nothing is shared, every completion
+            laid out as a tree of its own; 3 times that where only the embeddings are off by a rounding error; and the
+            noise of the dtype.
         error (`str`, *optional*):
             Why the shared layout could not run at all.
     """
@@ -107,6 +110,7 @@ def measure_sharing(
     score: Callable[[dict[str, Any]], torch.Tensor],
     lay_out: Callable[[list[list[Candidate | None]], bool], dict[str, Any]],
     dtype: torch.dtype,
+    embeddings: torch.nn.Module,
 ) -> Measurement:
     """
     Score the first completions of a shared batch in both layouts.
@@ -120,6 +124,8 @@ def measure_sharing(
             From candidates, and whether they share, to a batch.
         dtype (`torch.dtype`):
             Type that the model computes in.
+        embeddings (`torch.nn.Module`):
+            Those of the model's input.
 
     Returns:
         [`Measurement`].
@@ -131,17 +137,48 @@ def measure_sharing(
     repeated_batch = lay_out(alone, False)
     repeated = score(repeated_batch)
     tokens = repeated_batch["completion_positions"] >= 0
+    with rounding_error(embeddings, dtype):
+        perturbed = score(repeated_batch)
     try:
         shared = score(batch)
         unshared = score(lay_out(alone, True))
     except REFUSALS as error:
         return refused(error)
     together = torch.stack([shared[b, c, : tokens.size(2)] for b, row in enumerate(places) for c in row])
-    return compare_layouts(together[tokens[:, 0]], unshared[tokens], repeated[tokens], dtype)
+    return compare_layouts(together[tokens[:, 0]], unshared[tokens], perturbed[tokens], repeated[tokens], dtype)
+
+
+@contextmanager
+def rounding_error(embeddings: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """
+    Have embeddings be off by one rounding error, up and down in turns.
+
+    What comes of it at the other end of a model is its noise, also where kernels happen to round the same in every layout.
+
+    Args:
+        embeddings (`torch.nn.Module`):
+            Of which the output is changed.
+        dtype (`torch.dtype`):
+            Type of which the rounding error is.
+    """
+
+    def perturb(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        signs = torch.arange(output.size(-1), device=output.device) % 2 * 2 - 1
+        return output * (1 + torch.finfo(dtype).eps * signs).to(output.dtype)
+
+    handle = embeddings.register_forward_hook(perturb)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def compare_layouts(
-    shared: torch.Tensor, unshared: torch.Tensor, repeated: torch.Tensor, dtype: torch.dtype
+    shared: torch.Tensor,
+    unshared: torch.Tensor,
+    perturbed: torch.Tensor,
+    repeated: torch.Tensor,
+    dtype: torch.dtype,
 ) -> Measurement:
     """
     Compare log-probabilities of the same tokens, each argument of shape (tokens,).
@@ -151,6 +188,8 @@ def compare_layouts(
             From prompts that several completions share.
         unshared (`torch.Tensor`):
             From the same kernels with one completion a prompt: what they differ by from `repeated` is noise.
+        perturbed (`torch.Tensor`):
+            From a plain forward with a [`rounding_error`], which is noise as well.
         repeated (`torch.Tensor`):
             From a plain forward of every completion.
         dtype (`torch.dtype`):
@@ -160,8 +199,9 @@ def compare_layouts(
         [`Measurement`].
     """
     difference = (shared - repeated).abs().mean().item()
-    noise = (unshared - repeated).abs().mean().item()
-    return Measurement(difference, max(_NOISE_FLOOR.get(dtype, 1e-2), _NOISE_FACTOR * noise))
+    of_kernels = _KERNEL_FACTOR * (unshared - repeated).abs().mean().item()
+    of_rounding = _ROUNDING_FACTOR * (perturbed - repeated).abs().mean().item()
+    return Measurement(difference, max(_NOISE_FLOOR.get(dtype, 1e-2), of_kernels, of_rounding))
 
 
 def refused(error: Exception) -> Measurement:
