@@ -30,14 +30,15 @@ def plot_arms(arms: Mapping[str, Any], metric: str, title: str, file: Path) -> N
             changes = [seed - other for seed, other in zip(seeds, others, strict=True)]
             _estimate(panels[1], place, arm["difference"][metric], changes)
     panels[0].set_yticks(range(len(arms)), list(arms)[::-1])
-    labels = [metric, f"{metric}, less that of {', '.join(compared)} on the same rows"]
+    labels = [metric, f"{metric}\nless that of {' or '.join(compared)}\non the same rows"]
     for panel, label in zip(panels, labels, strict=False):
         panel.set_xlabel(label)
         panel.grid(axis="x", color="#dddddd")
     for panel in panels[1:]:
         panel.axvline(0, color="#000000", linewidth=1)
         panel.locator_params(axis="x", nbins=6)
-    panels[0].set_title(f"{title}; 95% intervals over users, seeds in grey", loc="left")
+    panels[0].set_ylim(-1, len(arms))
+    figure.suptitle(f"{title}; 95% intervals over users, seeds in grey", x=0.01, ha="left")
     _save(figure, file)
 
 
