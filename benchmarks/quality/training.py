@@ -192,15 +192,12 @@ class Runner:
 
     def recommender(self, model: Path, seed: int) -> Any:
         """A model as a recommender of the items of a log."""
-        from transformers import AutoTokenizer
-
         from trl_dmpo import Recommender
 
         task, options = self.task(seed), self.experiment.data
-        tokenizer = AutoTokenizer.from_pretrained(model)
         form = {"prompt": options.get("prompt", LINES), "max_history": options.get("max_history", MAX_HISTORY)}
         # What one item less changes may be less than what bfloat16 rounds away
-        return Recommender(load_model(model, dtype="float32"), tokenizer, task.items(), **form)
+        return Recommender(*load_to_score(model, "float32"), task.items(), **form)
 
 
 def content_hash(rows: Any, columns: tuple[str, ...]) -> str:
@@ -261,20 +258,23 @@ def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, 
     )
 
 
-def load_model(folder: Path, trainable: bool = False, dtype: str = DTYPE) -> Any:
-    """The model of a stage; one without an adapter is in float32, as it was written."""
+def load_to_score(folder: Path, dtype: str = DTYPE) -> tuple[Any, Any]:
+    """The model of a stage and its tokenizer; one without an adapter is in float32, as it was written."""
+    from trl_dmpo.ranking.models import load_model
+
+    has_adapter = (folder / "adapter_config.json").exists()
+    return load_model(folder, dtype=dtype if has_adapter else "auto", device="cpu")
+
+
+def load_to_train(folder: Path) -> Any:
+    """The model of a stage, with an adapter that can be trained, or without one."""
     if not (folder / "adapter_config.json").exists():
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(folder)
     from peft import AutoPeftModelForCausalLM
 
-    model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, dtype=dtype)
-    if not trainable:
-        # peft keeps adapters in float32, for their training; in the type of the model they take a third off the time
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(model.dtype)
-    return model
+    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True, dtype=DTYPE)
 
 
 def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: 
     tokenizer = AutoTokenizer.from_pretrained(start)
     args = DMPOConfig(str(folder / "checkpoints"), save_strategy="no", **settings, **quiet(seed))
     trainer = DMPOTrainer(
-        load_model(start, trainable=True),
+        load_to_train(start),
         args=args,
         train_dataset=rows.select_columns([name for name in ROW_COLUMNS if name in rows.column_names]),
         processing_class=tokenizer,
@@ -305,13 +305,11 @@ def train_preference(start: Path, rows: Any, settings: Mapping[str, Any], seed: 
 
 def write_scores(path: Path, rows: RankingRows, folder: Path, generate: int | None = None) -> dict[str, Any]:
     """Score the candidates of rows and write the scores, and the answers that the model gives by itself, if asked for."""
-    from transformers import AutoTokenizer
-
     from trl_dmpo import Scorer
     from trl_dmpo.ranking.evaluate import score_rows
     from trl_dmpo.ranking.generation import generate_answers
 
-    model, tokenizer = load_model(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = load_to_score(path)
     save_scores(score_rows(Scorer(model, tokenizer), rows), folder)
     answers = generate_answers(model, tokenizer, rows.prompts, generate) if generate else None
     return {"rows": len(rows), "answers": answers}

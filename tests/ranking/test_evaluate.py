@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from sklearn.metrics import ndcg_score, roc_auc_score
 from transformers import AutoModelForCausalLM
@@ -243,6 +244,15 @@ class TestModels:
         prompts, candidates = ["Seen: Heat. Next:"], [" Alien", " Big"]
         ours, theirs = (Scorer(each, tokenizer).score(prompts, candidates)[0] for each in (model, saved))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    def test_an_adapter_is_in_the_type_of_its_base(self, adapter, tokenizer):
+        folder, saved = adapter
+        assert {each.dtype for each in saved.parameters()} == {torch.float32}
+        model, _ = load_model(folder, dtype="bfloat16")
+        assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+        prompts, candidates = ["Seen: Heat. Next:"], [" Alien", " Big"]
+        ours, theirs = (Scorer(each, tokenizer).score(prompts, candidates)[0] for each in (model, saved))
+        np.testing.assert_allclose(ours, theirs, rtol=0.02)
 
     def test_dtype_and_device(self, model_path):
         assert load_model(model_path(), dtype="bfloat16", device="cpu")[0].dtype.itemsize == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
@@ -30,7 +31,7 @@ def load_model(
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: as saved.
+            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: as saved. An adapter is in the type of its base model.
         attn_implementation (`str`, *optional*):
             Which attention to use, such as `"sdpa"`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -55,7 +56,16 @@ def load_model(
     with _named(name, option, base):
         model = auto.from_pretrained(name, revision=revision, **options)
         tokenizer = _load_tokenizer(name, revision, base, trust_remote_code)
+    _unify_adapters(model)
     return model.to(on).eval(), tokenizer
+
+
+def _unify_adapters(model: Any) -> None:
+    """PEFT loads adapters in float32, to train them; beside weights in half precision, that slows each of their layers down."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to(model.dtype)
 
 
 def check_model(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> None:
