@@ -76,4 +76,4 @@ def test_what_a_real_model_rounds_away_in_half_precision_is_no_leak(leaks, make_
     trainer = DMPOTrainer(model, args=make_args(reference_free=True, num_negatives=5), train_dataset=rows)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     trainer._decide_layout(trainer.model, batch)
-    assert trainer._sharing_is_exact is not leaks
+    assert trainer._sharing_is_exact is (not leaks)

@@ -260,10 +260,11 @@ def load_pretrained(options: Mapping[str, Any], seed: int, folders: tuple[Path, 
 
 def load_to_score(folder: Path, dtype: str = DTYPE) -> tuple[Any, Any]:
     """The model of a stage and its tokenizer; one without an adapter is in float32, as it was written."""
-    from trl_dmpo.ranking.models import load_model
+    from trl_dmpo.ranking.models import load_model, unify_lora
 
     has_adapter = (folder / "adapter_config.json").exists()
-    return load_model(folder, dtype=dtype if has_adapter else "auto", device="cpu")
+    model, tokenizer = load_model(folder, dtype=dtype if has_adapter else "auto", device="cpu")
+    return unify_lora(model), tokenizer
 
 
 def load_to_train(folder: Path) -> Any:

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from sklearn.metrics import ndcg_score, roc_auc_score
 from transformers import AutoModelForCausalLM
 
 from trl_dmpo.ranking.evaluate import evaluate_scores, score_rows
-from trl_dmpo.ranking.models import check_model, load_model
+from trl_dmpo.ranking.models import check_model, load_model, unify_lora
 from trl_dmpo.ranking.results import Earlier, per_user_table, read_earlier, write_evaluation
 from trl_dmpo.ranking.rows import FullCatalogue, RankingRows, load_ranking_rows
 from trl_dmpo.ranking.scorer import Scorer
@@ -245,14 +245,21 @@ class TestModels:
         ours, theirs = (Scorer(each, tokenizer).score(prompts, candidates)[0] for each in (model, saved))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
-    def test_an_adapter_is_in_the_type_of_its_base(self, adapter, tokenizer):
+    def test_lora_in_the_type_of_its_base(self, adapter, tokenizer):
         folder, saved = adapter
-        assert {each.dtype for each in saved.parameters()} == {torch.float32}
         model, _ = load_model(folder, dtype="bfloat16")
+        assert {each.dtype for each in model.parameters()} == {torch.bfloat16, torch.float32}
+        assert unify_lora(model) is model
         assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
         prompts, candidates = ["Seen: Heat. Next:"], [" Alien", " Big"]
         ours, theirs = (Scorer(each, tokenizer).score(prompts, candidates)[0] for each in (model, saved))
         np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+    def test_other_adapters_stay_as_they_are(self, model_path):
+        model = get_peft_model(load_model(model_path(), dtype="bfloat16")[0], IA3Config(task_type="CAUSAL_LM"))
+        before = {name: each.dtype for name, each in model.named_parameters()}
+        assert set(before.values()) == {torch.bfloat16, torch.float32}
+        assert before == {name: each.dtype for name, each in unify_lora(model).named_parameters()}
 
     def test_dtype_and_device(self, model_path):
         assert load_model(model_path(), dtype="bfloat16", device="cpu")[0].dtype.itemsize == 2

@@ -7,6 +7,8 @@ from datasets import Dataset
 from tests.conftest import ARCHITECTURES, make_rows
 from tests.trainer.helpers import assert_same_step, first_step, perturb
 from trl_dmpo import DMPOTrainer
+from trl_dmpo.ranking.scorer import trained_scorer
+from trl_dmpo.trainer.sharing import rounding_error
 
 
 # Why the prompt is repeated; None where it is shared
@@ -214,3 +216,30 @@ def test_logps_equal_a_plain_forward(dtype, model_path, tokenizer, make_args):
             ids = torch.tensor([row["prompt_ids"] + completion])
             plain = trainer.model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
             torch.testing.assert_close(value, plain[-len(completion) :].sum().to(value.dtype), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_rounding_error_is_of_the_size_of_the_type(dtype, model_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=dtype)
+    embeddings, ids = model.get_input_embeddings(), torch.arange(20)
+    exact = embeddings(ids)
+    with rounding_error(model, dtype):
+        changes = (embeddings(ids) / exact - 1).double()[exact != 0]  # that of padding is 0
+    step = torch.finfo(dtype).eps
+    assert changes.abs().min() >= step / 2
+    assert changes.abs().max() <= step * 2
+    assert (changes > 0).any()
+    assert (changes < 0).any()
+    assert torch.equal(embeddings(ids), exact)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_under_autocast_a_scorer_expects_noise_of_the_type_of_autocast(bf16, dtype, model_path, tokenizer, make_args):
+    trainer = build(model_path, tokenizer, make_args(bf16=bf16), make_rows(3, 2))
+    scorer = trained_scorer(trainer)
+    assert scorer.model.dtype == torch.float32
+    assert scorer.dtype == dtype
+    scorer.score(["Seen: Heat. Next:"], [" Alien", " Big"])
+    assert scorer._shares

@@ -63,10 +63,11 @@ def load(name: str, label: str, arguments: "EvaluateArguments", console: "Consol
     """A model and its tokenizer, as the options say."""
     from rich.text import Text
 
-    from trl_dmpo.ranking.models import load_model
+    from trl_dmpo.ranking.models import load_model, unify_lora
 
     with console.status(Text(f"Loading {label}")):
-        return load_model(name, revision=arguments.model_revision, **arguments.loading())
+        model, tokenizer = load_model(name, revision=arguments.model_revision, **arguments.loading())
+        return unify_lora(model), tokenizer
 
 
 def _score(

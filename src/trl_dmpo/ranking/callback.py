@@ -7,7 +7,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .evaluate import CUTOFFS, Evaluation, distinct_metrics, evaluate_scores, score_rows
 from .rows import RankingRows
-from .scorer import Scorer
+from .scorer import trained_scorer
 
 
 class RankingCallback(TrainerCallback):
@@ -113,7 +113,7 @@ class RankingCallback(TrainerCallback):
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         try:
-            scorer = Scorer(self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class)
+            scorer = trained_scorer(self.trainer)
             scores = {self.name: score_rows(scorer, self.rows, self.normalize)}
             self.evaluation = evaluate_scores(self.rows, scores, self.cutoffs, self.seed, group_by=[])
         except Exception as error:

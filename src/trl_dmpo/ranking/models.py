@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
+
+
+_LORA_MATRICES = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B"}
 
 
 def load_model(
@@ -31,7 +34,7 @@ def load_model(
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: as saved. An adapter is in the type of its base model.
+            `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: as saved.
         attn_implementation (`str`, *optional*):
             Which attention to use, such as `"sdpa"`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -56,16 +59,25 @@ def load_model(
     with _named(name, option, base):
         model = auto.from_pretrained(name, revision=revision, **options)
         tokenizer = _load_tokenizer(name, revision, base, trust_remote_code)
-    _unify_adapters(model)
     return model.to(on).eval(), tokenizer
 
 
-def _unify_adapters(model: Any) -> None:
-    """PEFT loads adapters in float32, to train them; beside weights in half precision, that slows each of their layers down."""
+def unify_lora(model: Any) -> Any:
+    """
+    Put the LoRA matrices of a model into the type of its weights, in place, to score with it, and return it.
+
+    PEFT has them in float32, for training; beside weights in half precision that slows each of their layers down. Other
+    adapters, of which some are near 1 and would lose by it, stay as they are.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+    """
     for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            for name in layer.adapter_layer_names:
+        if isinstance(layer, LoraLayer):
+            for name in _LORA_MATRICES & set(layer.adapter_layer_names):
                 getattr(layer, name).to(model.dtype)
+    return model
 
 
 def check_model(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> None:

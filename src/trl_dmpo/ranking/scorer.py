@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from ..data.schema import is_message_list
-from ..trainer.sharing import REFUSALS, Measurement, compare_layouts, refused, rounding_error, sharing_obstacle
+from ..trainer.sharing import (
+    REFUSALS,
+    Measurement,
+    compare_layouts,
+    compute_dtype,
+    refused,
+    rounding_error,
+    sharing_obstacle,
+)
 from .forward import TREE_TOKENS, score_repeated, score_shared
 from .token_budget import TokenBudget
 from .token_tree import TokenTree, token_trees
@@ -40,6 +48,9 @@ class Scorer:
         max_tokens (`int`, *optional*):
             Tokens of a forward pass. By default as many as the free memory holds, up to where more gain nothing. Either
             way, when memory does not suffice, it is halved and the work goes on.
+        dtype (`torch.dtype`, *optional*):
+            Type that the model computes in, which says what is noise. Will default to that of its weights; under autocast
+            it is another one.
 
     Example:
 
@@ -54,11 +65,19 @@ class Scorer:
     ```
     """
 
-    def __init__(self, model: Any, tokenizer: Any, prefix_sharing: bool | str = "auto", max_tokens: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prefix_sharing: bool | str = "auto",
+        max_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         if prefix_sharing not in (True, False, "auto"):
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {prefix_sharing!r}.")
         self.model, self.tokenizer = model, tokenizer
         self.prefix_sharing = prefix_sharing
+        self.dtype = dtype or model.dtype
         self._budget = TokenBudget(model, max_tokens)
         self._shares: bool | None = None if prefix_sharing else False
 
@@ -217,15 +236,15 @@ class Scorer:
             )
 
         repeated = flat(score_repeated, alone)
-        with rounding_error(self.model.get_input_embeddings(), self.model.dtype):
-            perturbed = flat(score_repeated, alone)
         try:
+            with rounding_error(self.model, self.dtype):
+                perturbed = flat(score_repeated, alone)
             shared = flat(score_shared, together)
             # One at a time: what a mask hides must not pass for noise
             unshared = torch.cat([flat(score_shared, [row]) for row in alone])
         except REFUSALS as error:
             return refused(error)
-        return compare_layouts(shared, unshared, perturbed, repeated, self.model.dtype)
+        return compare_layouts(shared, unshared, perturbed, repeated, self.dtype)
 
     def _score_all(self, rows: list[Encoded], shares: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Log-probabilities of tokens: rows of like length together, and fewer at a time when memory does not suffice."""
@@ -296,3 +315,10 @@ def _reduce(logps: torch.Tensor, row: Encoded, normalize: str, name: str) -> tor
     if normalize == "mean":
         sums /= torch.tensor([len(completion) for completion in row.completions])
     return sums.float()
+
+
+def trained_scorer(trainer: Any) -> Scorer:
+    """A scorer of the model that a [`DMPOTrainer`] trains, as it is at the time."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    dtype = compute_dtype(model, trainer.accelerator.mixed_precision)
+    return Scorer(model, trainer.processing_class, dtype=dtype)

@@ -18,7 +18,7 @@ from ..data.schema import as_list
 from ..trainer.dmpo_trainer import DMPOTrainer
 from ..trainer.tokenization import tokenize_row
 from .rows import as_text
-from .scorer import Scorer
+from .scorer import Scorer, trained_scorer
 from .self_play_rows import check_answers, check_trainer, columns_of, named_in, survey_rows, text_of, user_of
 
 
@@ -207,8 +207,7 @@ class SelfPlayCallback(TrainerCallback):
 
     def _play(self, places: Sequence[int], state: TrainerState) -> Iterator[tuple[int, list[str]]]:
         """For each of some rows, its index and the model's best wrong answers."""
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        scorer = Scorer(model, self.trainer.processing_class)
+        scorer = trained_scorer(self.trainer)
         disable = self.trainer.args.disable_tqdm or not state.is_world_process_zero
         with tqdm(total=len(places), desc="Self-play", leave=False, disable=disable) as bar:
             for start in range(0, len(places), _ROWS_AT_A_TIME):

@@ -46,7 +46,7 @@ from .quantization import keep_differentiable
 from .reference_cache import describe_collator, describe_reference, discard_broken, hash_model, with_one_cache
 from .row_checks import Needs
 from .scoring import forward
-from .sharing import measure_sharing, sharing_obstacle
+from .sharing import compute_dtype, measure_sharing, sharing_obstacle
 from .step_counts import COUNT_KEYS, chosen_nll, count_step, count_tokens, counted, mean_over_step
 from .tokenization import prepare_dataset
 from .trunks import TrunkSampler, check_trunk_column
@@ -420,14 +420,14 @@ class DMPOTrainer(DPOTrainer):
         return self._prepare_inputs(replace(self.data_collator, prefix_sharing=prefix_sharing).lay_out(rows))
 
     def _measure_sharing(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
+        unwrapped = self.accelerator.unwrap_model(model)
+        dtype = compute_dtype(unwrapped, self.accelerator.mixed_precision)
         was_training = model.training
         model.eval()  # dropout differs between any two passes
         try:
             with self._no_grad():
-                embeddings = self.accelerator.unwrap_model(model).get_input_embeddings()
                 score = partial(self._token_logps, model)
-                measured = measure_sharing(inputs, score, self._lay_out, dtype, embeddings)
+                measured = measure_sharing(inputs, score, self._lay_out, dtype, unwrapped)
         finally:
             model.train(was_training)
         found = gather_object([None if measured.exact else measured.describe()])  # one verdict for all processes

@@ -31,6 +31,11 @@ _KERNEL_FACTOR, _ROUNDING_FACTOR = 5.0, 3.0
 REFUSALS = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
+def compute_dtype(model: Any, mixed_precision: str) -> torch.dtype:
+    """The type that a model computes in, under `mixed_precision` of an [`~accelerate.Accelerator`]."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, model.dtype)
+
+
 def sharing_obstacle(model: Any) -> str | None:
     """
     Why prompts cannot be shared exactly by `model`, by its kind.
@@ -110,7 +115,7 @@ def measure_sharing(
     score: Callable[[dict[str, Any]], torch.Tensor],
     lay_out: Callable[[list[list[Candidate | None]], bool], dict[str, Any]],
     dtype: torch.dtype,
-    embeddings: torch.nn.Module,
+    model: Any,
 ) -> Measurement:
     """
     Score the first completions of a shared batch in both layouts.
@@ -124,8 +129,8 @@ def measure_sharing(
             From candidates, and whether they share, to a batch.
         dtype (`torch.dtype`):
             Type that the model computes in.
-        embeddings (`torch.nn.Module`):
-            Those of the model's input.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model that `score` runs, without a wrapper.
 
     Returns:
         [`Measurement`].
@@ -137,9 +142,9 @@ def measure_sharing(
     repeated_batch = lay_out(alone, False)
     repeated = score(repeated_batch)
     tokens = repeated_batch["completion_positions"] >= 0
-    with rounding_error(embeddings, dtype):
-        perturbed = score(repeated_batch)
     try:
+        with rounding_error(model, dtype):
+            perturbed = score(repeated_batch)
         shared = score(batch)
         unshared = score(lay_out(alone, True))
     except REFUSALS as error:
@@ -149,24 +154,25 @@ def measure_sharing(
 
 
 @contextmanager
-def rounding_error(embeddings: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def rounding_error(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """
-    Have embeddings be off by one rounding error, up and down in turns.
+    Have the embeddings of a model be off by one rounding error, up and down in turns.
 
-    What comes of it at the other end of a model is its noise, also where kernels happen to round the same in every layout.
+    What comes of it at the other end is the noise of the model, also where kernels happen to round the same in every layout.
+    A model that has been compiled goes on as it is.
 
     Args:
-        embeddings (`torch.nn.Module`):
-            Of which the output is changed.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
         dtype (`torch.dtype`):
             Type of which the rounding error is.
     """
 
     def perturb(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         signs = torch.arange(output.size(-1), device=output.device) % 2 * 2 - 1
-        return output * (1 + torch.finfo(dtype).eps * signs).to(output.dtype)
+        return output * (1 + torch.finfo(dtype).eps * signs.to(output.dtype))
 
-    handle = embeddings.register_forward_hook(perturb)
+    handle = model.get_input_embeddings().register_forward_hook(perturb)
     try:
         yield
     finally:
