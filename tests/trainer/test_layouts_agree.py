@@ -8,7 +8,7 @@ from tests.conftest import ARCHITECTURES, make_rows
 from tests.trainer.helpers import assert_same_step, first_step, perturb
 from trl_dmpo import DMPOTrainer
 from trl_dmpo.ranking.scorer import trained_scorer
-from trl_dmpo.trainer.sharing import rounding_error
+from trl_dmpo.trainer.sharing import compare_layouts, rounding_error
 
 
 # Why the prompt is repeated; None where it is shared
@@ -243,3 +243,23 @@ def test_under_autocast_a_scorer_expects_noise_of_the_type_of_autocast(bf16, dty
     assert scorer.dtype == dtype
     scorer.score(["Seen: Heat. Next:"], [" Alien", " Big"])
     assert scorer._shares
+
+
+@pytest.mark.parametrize(
+    ("off", "unshared", "perturbed", "tolerance", "exact"),
+    [
+        (0.04, 0.0, 0.0, 0.01, False),  # of the type alone
+        (0.04, 0.01, 0.0, 0.05, True),  # 5 times that of kernels
+        (0.04, 0.0, 0.02, 0.06, True),  # 3 times that of a rounding error
+        (0.04, 0.01, 0.02, 0.06, True),
+        (0.07, 0.01, 0.02, 0.06, False),
+    ],
+)
+def test_what_is_taken_for_noise(off, unshared, perturbed, tolerance, exact):
+    repeated = torch.tensor([-1.0, -2.0], dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    layouts = (repeated + each * signs for each in (off, unshared, perturbed))
+    measured = compare_layouts(*layouts, repeated, torch.bfloat16)
+    assert measured.difference == pytest.approx(off)
+    assert measured.tolerance == pytest.approx(tolerance)
+    assert measured.exact is exact
