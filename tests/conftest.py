@@ -144,6 +144,7 @@ def make_args(tmp_path):
             "per_device_train_batch_size": 2,
             "max_steps": 2,
             "learning_rate": 1e-3,
+            "beta": 0.1,  # of TRL and of ours, whose defaults differ
             "logging_steps": 1,
             "report_to": "none",
             "bf16": False,

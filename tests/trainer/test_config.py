@@ -2,9 +2,10 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
-from trl import TrlParser
+from trl import DPOConfig, TrlParser
 
 from trl_dmpo import DMPOConfig
 
@@ -87,6 +88,14 @@ def test_a_wrong_option_says_what_to_write(options, message):
 )
 def test_prefix_sharing_from_python_and_from_strings(given, kept):
     assert make(prefix_sharing=given).prefix_sharing is kept
+
+
+def test_other_defaults_than_trls():
+    ours, theirs = make(), DPOConfig("out", bf16=False, report_to="none")
+    differ = {each.name for each in fields(DPOConfig) if getattr(ours, each.name) != getattr(theirs, each.name)}
+    # Of the last, `dispatch_batches`: see `_check_dispatch`
+    assert differ == {"loss_type", "beta", "accelerator_config"}
+    assert (ours.loss_type, ours.beta, ours.accelerator_config.dispatch_batches) == (["dmpo"], 1.0, False)
 
 
 def test_from_the_command_line():

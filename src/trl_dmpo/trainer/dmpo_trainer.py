@@ -102,7 +102,7 @@ class DMPOTrainer(DPOTrainer):
 
     The method was introduced in [Finetuning Large Language Model for Personalized
     Ranking](https://huggingface.co/papers/2405.16127). This class is a drop-in replacement for [`~trl.DPOTrainer`]: with
-    one rejected completion and `loss_type="sigmoid"` it trains the same model and logs the same values, but for
+    one rejected completion, `loss_type="sigmoid"` and the same `beta` it trains the same model and logs the same values, but for
     `num_tokens`, which counts a shared prompt once, and for new metrics: `ranking/*`, `negatives/*`,
     `rewards/hardest_margin` and `logps/chosen_change`.
 
