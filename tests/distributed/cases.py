@@ -109,6 +109,7 @@ def make_options(case: Case, processes: int, accumulation: int, output_dir: str)
         # Of all optimizers the one that does not make much of little: Adam divides by the size of a gradient
         "optim": "sgd",
         "learning_rate": 0.05,
+        "beta": 0.1,  # larger gradients would need a larger tolerance
         "lr_scheduler_type": "constant",
         "max_grad_norm": 1e9,
         "logging_steps": 1,
